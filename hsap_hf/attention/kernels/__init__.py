@@ -1,0 +1,30 @@
+"""Attention kernels behind one protocol, and the choice among them."""
+
+from __future__ import annotations
+
+from hsap_hf.attention.kernels.base import Kernel, Problem, Scores
+from hsap_hf.attention.kernels.dense import DenseKernel
+from hsap_hf.attention.kernels.flash_attn_2 import FlashAttn2Kernel
+from hsap_hf.attention.kernels.flash_attn_4 import FlashAttn4Kernel
+from hsap_hf.attention.kernels.sdpa import SdpaKernel
+from hsap_hf.attention.kernels.torch_flash import TorchFlashKernel
+from hsap_hf.errors import ConfigError
+
+__all__ = ["Kernel", "Problem", "Scores", "all_kernels", "choose_kernel"]
+
+
+def all_kernels() -> tuple[Kernel, ...]:
+    """Every kernel, fastest first."""
+    return (FlashAttn4Kernel(), FlashAttn2Kernel(), TorchFlashKernel(), SdpaKernel(), DenseKernel())
+
+
+def choose_kernel(wanted: str, scores: Scores, head_dim: int, value_dim: int, dtype: str, device_type: str) -> Kernel:
+    """The kernel named `wanted`, or with "auto" the fastest that can do it. Raises ConfigError with every reason."""
+    reasons = []
+    for kernel in all_kernels():
+        if wanted in ("auto", kernel.name):
+            reason = kernel.missing(scores, head_dim, value_dim, dtype, device_type)
+            if reason is None:
+                return kernel
+            reasons.append(f"{kernel.name}: {reason}")
+    raise ConfigError(f"kernel {wanted!r} cannot compute this model's attention. " + "; ".join(reasons) + ".")

@@ -1,0 +1,52 @@
+"""flash-attn 4 (CuTe), where installed: the fastest kernel on Hopper and Blackwell."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hsap_hf.attention.kernels.base import HALF, Kernel, Problem, window_sizes
+
+
+class FlashAttn4Kernel(Kernel):
+    """`flash_attn.cute.interface._flash_attn_fwd/_flash_attn_bwd`. The first call of a shape compiles for seconds."""
+
+    name = "flash_attn_4"
+    device_type = "cuda"
+    dtypes = HALF
+    max_head_dim = 256
+    has_softcap = True
+    package = "flash_attn.cute"
+    install = "pip install --pre flash-attn-4"
+
+    def forward(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        from flash_attn.cute.interface import _flash_attn_fwd
+
+        out, lse, *_ = _flash_attn_fwd(problem.q, problem.k, problem.v, return_lse=True, **_arguments(problem))
+        return out, lse
+
+    def backward(self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        from flash_attn.cute.interface import _flash_attn_bwd
+
+        arguments = _arguments(problem)
+        arguments["softcap"] = problem.scores.softcap or 0.0
+        grad_q, grad_k, grad_v, *_ = _flash_attn_bwd(
+            problem.q, problem.k, problem.v, out, grad_out, lse.contiguous(), **arguments
+        )
+        return grad_q, grad_k, grad_v
+
+
+def _arguments(problem: Problem) -> dict[str, object]:
+    left, right = window_sizes(problem)
+    segments, scores = problem.segments, problem.scores
+    windowed = left >= 0
+    return {
+        "cu_seqlens_q": segments.cu_q,
+        "cu_seqlens_k": segments.cu_k,
+        "max_seqlen_q": segments.max_q,
+        "max_seqlen_k": segments.max_k,
+        "softmax_scale": scores.scale,
+        "causal": problem.causal,
+        "softcap": scores.softcap,
+        "window_size_left": left if windowed else None,
+        "window_size_right": right if windowed else None,
+    }

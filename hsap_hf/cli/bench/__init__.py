@@ -1,0 +1,136 @@
+"""`hsap bench`: measure on the machine at hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hsap_hf.cli.bench.plan import plan
+from hsap_hf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hsap_hf.cli.bench.whole_pack import Shape
+
+app = typer.Typer(help="Measure on the machine at hand, or predict.", no_args_is_help=True)
+app.command("plan")(plan)
+
+
+@app.command()
+def attention(
+    lengths: Annotated[str, typer.Option(help="Document lengths: a list, a JSON file, or a file of packs.")],
+    pack: Annotated[list[str] | None, typer.Option(help="Pack of the file; may be given several times.")] = None,
+    context_size: Annotated[
+        list[int] | None, typer.Option("--context-size", "-c", help="Slots; several times. Without --nproc.")
+    ] = None,
+    kernel: Annotated[str, typer.Option(help="Kernel, or auto.")] = "auto",
+    heads: Annotated[int, typer.Option(help="Query heads.")] = 32,
+    kv_heads: Annotated[int, typer.Option(help="Key-value heads.")] = 8,
+    head_dim: Annotated[int, typer.Option(help="Width of a head.")] = 128,
+    repeats: Annotated[int, typer.Option(min=3, help="Timed repetitions; the median counts.")] = 10,
+    nproc: Annotated[
+        int | None, typer.Option("--nproc", min=1, help="Measure with real collectives on N ranks: one a GPU, or CPUs.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Context x ulysses, like 4x2; several times. Default: Nx1.")
+    ] = None,
+    slow_link: Annotated[bool, typer.Option("--slow-link", help="Ranks without NVLink: NCCL_P2P_DISABLE=1.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw efficiency into FILE.svg or FILE.png. With --nproc.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list instead of a table.")] = False,
+) -> None:
+    """Attention, forward and backward, against the same kernel with the whole pack on one device, divided by the ranks.
+
+    Without --nproc: every slot alone on this one device, its exchange taken as free. It shows what cutting, copying,
+    merging and uneven times cost. With --nproc N: on N ranks, which the command starts, beside other ways to spread the
+    pack; every result is first compared with the one device's, and every byte with the plan. 1 where they differ.
+    """
+    from hsap_hf.cli.bench.whole_pack import Shape
+
+    shape = Shape(heads, kv_heads, head_dim, kernel)
+    if nproc is None:
+        _refuse_without_ranks(split, slow_link, plot)
+        rows = _time_alone(lengths, pack, context_size, shape, repeats)
+        typer.echo(json.dumps(rows)) if as_json else _table(rows)
+        return
+    if context_size:
+        raise ConfigError("--context-size is for one device; with --nproc say --split CONTEXTxULYSSES.")
+    rows = _time_ranks(lengths, pack, nproc, split, shape, repeats, slow_link, plot)
+    if as_json:
+        typer.echo(json.dumps(rows))
+    else:
+        from hsap_hf.cli.bench.table import show_ranks
+
+        show_ranks(rows)
+    _judge(rows)
+
+
+def _refuse_without_ranks(split: list[str] | None, slow_link: bool, plot: Path | None) -> None:
+    given = [name for name, value in (("--split", split), ("--slow-link", slow_link), ("--plot", plot)) if value]
+    if given:
+        raise ConfigError(f"{', '.join(given)}: only with --nproc N, which measures on N ranks.")
+
+
+def _time_alone(
+    lengths: str, pack: list[str] | None, context_size: list[int] | None, shape: Shape, repeats: int
+) -> list[dict[str, Any]]:
+    from hsap_hf.cli.bench.slot_times import time_slots
+    from hsap_hf.cli.lengths import read_lengths
+
+    return [
+        {"pack": name or "pack", **time_slots(read_lengths(lengths, name), size, shape, repeats)}
+        for name in pack or [None]
+        for size in context_size or [2, 8]
+    ]
+
+
+def _time_ranks(
+    lengths: str,
+    pack: list[str] | None,
+    nproc: int,
+    split: list[str] | None,
+    shape: Shape,
+    repeats: int,
+    slow_link: bool,
+    plot: Path | None,
+) -> list[dict[str, Any]]:
+    from hsap_hf.cli.bench.request import Request, measure, read_splits
+    from hsap_hf.cli.lengths import read_packs
+
+    splits = read_splits(split, nproc)
+    request = Request(packs=read_packs(lengths, pack), splits=splits, shape=shape, repeats=repeats)
+    if plot is None:
+        return measure(request, nproc, slow_link=slow_link)
+    from hsap_hf.cli.bench.picture import draw_efficiency
+    from hsap_hf.cli.picture import new_figure
+
+    new_figure(plot, 1, 1)  # what cannot be drawn is refused before an hour of measuring
+    rows = measure(request, nproc, slow_link=slow_link)
+    draw_efficiency(rows, plot)
+    return rows
+
+
+def _judge(rows: list[dict[str, Any]]) -> None:
+    """Exit 1 with a sentence for everything that is wrong."""
+    from hsap_hf.cli.bench.table import problems
+
+    found = problems(rows)
+    for sentence in found:
+        typer.echo(sentence, err=True)
+    if found:
+        raise typer.Exit(1)
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    first = rows[0]
+    table = Table(title=f"{first['kernel']} on {first['device']}, {first['dtype']}; ms, median", title_justify="left")
+    for column in ("pack", "slots", "ideal fwd", "slowest", "ideal bwd", "slowest", "ratio"):
+        table.add_column(column, justify="left" if column == "pack" else "right")
+    for row in rows:
+        times = (row["ideal_forward_ms"], row["forward_ms"], row["ideal_backward_ms"], row["backward_ms"])
+        table.add_row(row["pack"], str(row["slots"]), *(f"{ms:.2f}" for ms in times), f"{row['ratio']:.3f}")
+    Console().print(table)

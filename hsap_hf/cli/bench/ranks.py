@@ -1,0 +1,210 @@
+"""One rank of `hsap bench attention --nproc N`: started by torch.distributed.run, writes its rows into a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hsap_hf.cli.bench.peers import llama3_way, missing_peer, zigzag_way
+from hsap_hf.cli.bench.request import Request
+from hsap_hf.cli.bench.timing import median_ms
+from hsap_hf.cli.bench.ways import Received, Way, hsap_way
+from hsap_hf.cli.bench.whole_pack import WholePack, draw_pack
+from hsap_hf.comm import HsapMesh, build_mesh
+from hsap_hf.config import HsapPlugin
+from hsap_hf.errors import ConfigError, HsapError
+
+RESULTS = ("out", "dq", "dk", "dv")
+_WAIT_SECONDS = 24 * 3600.0
+"""Ranks wait while one of them times the whole pack alone, as long as that takes."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all measurements of this rank share."""
+
+    request: Request
+    device: torch.device
+    meshes: dict[tuple[int, int], HsapMesh]
+    """By split; all of them hold all ranks."""
+
+    @property
+    def mesh(self) -> HsapMesh:
+        """Any of them, for what concerns all ranks."""
+        return next(iter(self.meshes.values()))
+
+    @property
+    def size(self) -> int:
+        return self.mesh.group.size
+
+    def time(self, run: Callable[[], object]) -> float:
+        """Median milliseconds on this rank, with all ranks starting at once."""
+        mark = torch.zeros(1, device=self.device)
+
+        def start_together() -> None:
+            self.mesh.group.all_reduce_max(mark, "start together")
+
+        return median_ms(run, self.request.repeats, self.device, start_together)
+
+    def gather(self, numbers: Sequence[float]) -> Tensor:
+        """Every rank's numbers, [ranks, n]. Whoever is early waits on the host and leaves its device idle."""
+        return self.mesh.world_host.all_gather(torch.tensor(numbers, dtype=torch.float64), "gather measurements")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the kernel alone computes for the whole pack, and how long that takes one rank, divided by the ranks."""
+
+    results: tuple[Tensor, ...]
+    """out, dq, dk, dv"""
+    forward_ms: float
+    backward_ms: float
+
+
+def measure(request: Request, device: torch.device, ranks: int) -> list[dict[str, Any]]:
+    """The rows of all packs; the same on every rank."""
+    splits = list(request.splits)
+    if request.shape.heads % ranks == 0:
+        splits.append((1, ranks))
+    meshes = {split: build_mesh(_plugin(*split), device.type) for split in dict.fromkeys(splits)}
+    bench = Bench(request, device, meshes)
+    constants = {
+        "ranks": ranks,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "link": _link(device),
+        "heads": request.shape.heads,
+        "kv_heads": request.shape.kv_heads,
+        "head_dim": request.shape.head_dim,
+    }
+    rows = []
+    for name, lengths in request.packs.items():
+        pack = draw_pack(lengths, request.shape, device)
+        known = {"pack": name, "tokens": sum(lengths), "documents": len(lengths), **constants}
+        known |= {"kernel": pack.kernel.name, "dtype": str(pack.grad.dtype).removeprefix("torch.")}
+        rows += [known | row for row in _measure_pack(bench, pack)]
+    return rows
+
+
+def _plugin(context_size: int, ulysses_size: int) -> HsapPlugin:
+    return HsapPlugin(context_size=context_size, ulysses_size=ulysses_size, timeout_seconds=_WAIT_SECONDS)
+
+
+def _link(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "gloo"
+    return "nccl without peer-to-peer" if os.environ.get("NCCL_P2P_DISABLE") == "1" else "nccl"
+
+
+def _measure_pack(bench: Bench, pack: WholePack) -> list[dict[str, Any]]:
+    expected = _measure_whole(bench, pack)
+    shape, size, rank = bench.request.shape, bench.size, bench.mesh.group.rank
+    rows = []
+
+    def add(name: str, split: str | None, *ways: Callable[[], Way], note: str | None = None) -> None:
+        """Of several settings of one way the fastest counts."""
+        found = [_measure_way(bench, way(), expected) for way in ways] or [_nothing(note)]
+        best = min(found, key=lambda row: (row["forward_ms"] or 0) + (row["backward_ms"] or 0))
+        ideal = {"ideal_forward_ms": expected.forward_ms, "ideal_backward_ms": expected.backward_ms}
+        rows.append({"way": name, "split": split, **ideal, **best})
+
+    for context, ulysses in bench.request.splits:
+        add("hsap", f"{context}x{ulysses}", lambda: hsap_way(pack, shape, bench.meshes[context, ulysses]))  # noqa: B023
+    if shape.heads % size == 0:
+        add("ulysses", f"1x{size}", lambda: hsap_way(pack, shape, bench.meshes[1, size]))
+    else:
+        add("ulysses", f"1x{size}", note=f"{size} ranks do not divide {shape.heads} query heads")
+    missing = missing_peer(bench.device)
+    if missing is not None:
+        add("ring zigzag", None, note=missing)
+        add("ring llama3", None, note=missing)
+    else:
+        add("ring zigzag", None, lambda: zigzag_way(pack, rank, size))
+        strides = [n for n in range(1, shape.kv_heads + 1) if shape.kv_heads % n == 0]
+        add("ring llama3", None, *(lambda n=n: llama3_way(pack, rank, size, n) for n in strides))
+    return rows
+
+
+def _measure_whole(bench: Bench, pack: WholePack) -> Expected:
+    """Every rank computes the whole pack once, to compare with; then the first times it while the others idle."""
+    out, lse = pack.forward()
+    results = (out, *pack.backward(out, lse))
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize()
+    bench.gather([0.0])
+    times = [0.0, 0.0]
+    if bench.mesh.group.rank == 0:
+        runs = (pack.forward, lambda: pack.backward(out, lse))
+        times = [median_ms(run, bench.request.repeats, bench.device) / bench.size for run in runs]
+    forward_ms, backward_ms = bench.gather(times)[0].tolist()
+    return Expected(results, forward_ms, backward_ms)
+
+
+def _measure_way(bench: Bench, way: Way, expected: Expected) -> dict[str, Any]:
+    """Correctness and bytes first, then the times; the largest of all ranks counts."""
+    before = way.counted() if way.counted is not None else Received(0, 0)
+    out, saved = way.forward()
+    results = (out, *way.backward(saved))
+    after = way.counted() if way.counted is not None else Received(0, 0)
+    planned = way.planned or Received(0, 0)
+    numbers = [_difference(x[way.own], y, way.rows) for x, y in zip(results, expected.results, strict=True)]
+    numbers += [bench.time(way.forward), bench.time(lambda: way.backward(saved))]
+    numbers += [after.rows - before.rows, planned.rows, after.num_bytes - before.num_bytes, planned.num_bytes]
+    table = bench.gather(numbers)
+    *differences, forward_ms, backward_ms = table[:, : len(RESULTS) + 2].amax(0).tolist()
+    traffic = table[:, len(RESULTS) + 2 :].long().T.tolist() if way.planned is not None else [None] * 4
+    names = ("received_rows", "planned_rows", "received_bytes", "planned_bytes")
+    return {
+        "note": None,
+        "forward_ms": forward_ms,
+        "backward_ms": backward_ms,
+        "ratio": (expected.forward_ms + expected.backward_ms) / (forward_ms + backward_ms),
+        "differences": dict(zip(RESULTS, differences, strict=True)),
+        **dict(zip(names, traffic, strict=True)),
+    }
+
+
+def _difference(found: Tensor, expected: Tensor, rows: Tensor) -> float:
+    """The largest difference on this rank's rows, relative to the largest entry of the whole pack."""
+    if not len(rows):
+        return 0.0
+    largest = (
+        expected.abs().max().float().clamp_min(torch.finfo(torch.float32).tiny)
+    )  # 0 where documents have one token
+    return float((found.float() - expected[rows].float()).abs().max() / largest)
+
+
+def _nothing(note: str | None) -> dict[str, Any]:
+    """The row of a way that cannot run here."""
+    empty = ("forward_ms", "backward_ms", "ratio", "differences")
+    traffic = ("received_rows", "planned_rows", "received_bytes", "planned_bytes")
+    return {"note": note, **dict.fromkeys((*empty, *traffic))}
+
+
+def main(arguments: list[str]) -> int:
+    """0 good, 1 failed, 2 bad configuration; an error of ours is one text, without a traceback."""
+    request_file, rows_file = map(Path, arguments)
+    try:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=not torch.cuda.is_available())
+        rows = measure(Request.read(request_file), state.device, state.num_processes)
+    except HsapError as error:
+        rank = os.environ.get("RANK", "0")
+        print(f"rank {rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        return 2 if isinstance(error, ConfigError) else 1
+    if state.is_main_process:
+        rows_file.write_text(json.dumps(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,100 @@
+"""What `hsap bench attention --nproc N` asks of its ranks: checked before one starts, answered through a file."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from hsap_hf.cli.bench.whole_pack import Shape
+from hsap_hf.errors import ConfigError, HsapError
+
+RANKS_PROGRAM = "hsap_hf.cli.bench.ranks"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Everything a rank needs to know."""
+
+    packs: dict[str, list[int]]
+    splits: list[tuple[int, int]]
+    """(context, ulysses): ranks that own a share of the pack each, times ranks that share one by heads."""
+    shape: Shape
+    repeats: int
+
+    @classmethod
+    def read(cls, path: Path) -> Request:
+        """What `write` wrote."""
+        content = json.loads(path.read_text())
+        splits = [(context, ulysses) for context, ulysses in content.pop("splits")]
+        return cls(shape=Shape(**content.pop("shape")), splits=splits, **content)
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        path.write_text(json.dumps(asdict(self)))
+
+
+def read_splits(texts: Sequence[str] | None, ranks: int) -> list[tuple[int, int]]:
+    """Splits as users give them; all ranks on the context axis where there is none. ConfigError lists every bad one."""
+    splits, problems = [], []
+    for text in texts or [f"{ranks}x1"]:
+        found = re.fullmatch(r"(\d+)x(\d+)", text)
+        split = (int(found[1]), int(found[2])) if found else (0, 0)
+        if split[0] * split[1] != ranks:
+            got = f" = {split[0] * split[1]}" if found else ""
+            problems.append(
+                f"--split {text}{got}: context x ulysses must be the {ranks} ranks of --nproc, like {ranks}x1. "
+                f"Change one of the two options."
+            )
+        splits.append(split)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return list(dict.fromkeys(splits))
+
+
+def measure(request: Request, ranks: int, *, slow_link: bool) -> list[dict[str, Any]]:
+    """Start the ranks and return their rows. Raises ConfigError for what cannot run, before any rank starts."""
+    from hsap_hf.train.launch import launch_ranks
+
+    _check(request, ranks)
+    environment = {"NCCL_P2P_DISABLE": "1"} if slow_link else {}
+    with tempfile.TemporaryDirectory(prefix="hsap_") as folder:
+        asked, answered = Path(folder, "request.json"), Path(folder, "rows.json")
+        request.write(asked)
+        code = launch_ranks(RANKS_PROGRAM, ranks, [str(asked), str(answered)], environment)
+        if code:
+            raise typer.Exit(code)
+        if not answered.is_file():
+            raise HsapError("the ranks ended without an answer; run again, and look at what they print.")
+        return json.loads(answered.read_text())
+
+
+def _check(request: Request, ranks: int) -> None:
+    import torch
+
+    from hsap_hf.cli.bench.whole_pack import bench_kernel
+    from hsap_hf.comm import share_heads
+    from hsap_hf.planner import compile_plan
+
+    shape, cuda = request.shape, torch.cuda.is_available()
+    if cuda and ranks > torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ConfigError(f"--nproc {ranks}: one rank a GPU, and there are {count}. Ask for at most {count}.")
+    if min(shape.heads, shape.kv_heads, shape.head_dim) < 1 or shape.heads % shape.kv_heads:
+        raise ConfigError(
+            f"--heads {shape.heads}, --kv-heads {shape.kv_heads}, --head-dim {shape.head_dim}: all at least 1, and "
+            f"query heads a multiple of key-value heads."
+        )
+    bench_kernel(shape, torch.device("cuda" if cuda else "cpu"))
+    for context, ulysses in request.splits:
+        share_heads(shape.heads, shape.kv_heads, ulysses, torch.device("cpu"))
+        for name, lengths in request.packs.items():
+            compile_plan(lengths, context)
+            if not lengths:
+                raise ConfigError(f"pack {name} has no document, so there is nothing to time.")

@@ -1,0 +1,68 @@
+"""What the ranks measured, as a table, and what is wrong with it, as sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_LIMITS = {"bfloat16": 2e-2, "float32": 1e-4}
+"""Largest difference from the result of one rank, relative to the largest entry."""
+_COLUMNS = ("way", "fwd", "bwd", "ratio", "differs", "MiB", "planned")
+
+
+def problems(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Results that differ, and bytes that no plan asked for; one sentence each."""
+    found = []
+    for row in rows:
+        if row["note"] is not None:
+            continue
+        name, limit = f"{row['pack']}, {way_label(row)}", _LIMITS[row["dtype"]]
+        wrong = {result: size for result, size in row["differences"].items() if not size <= limit}  # NaN is wrong too
+        if wrong:
+            sizes = ", ".join(f"{result} by {size:.2g}" for result, size in wrong.items())
+            found.append(
+                f"{name}: differs from one rank's result relative to its largest entry: {sizes}; up to {limit} is fine."
+            )
+        for unit in ("rows", "bytes"):
+            received, planned = row[f"received_{unit}"], row[f"planned_{unit}"]
+            if received != planned:
+                found.append(f"{name}: ranks received {received} {unit} from others, the plan says {planned}.")
+    return found
+
+
+def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
+    """A block a pack, a line a way; milliseconds of the slowest rank, MiB of the rank that receives most."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    first = rows[0]
+    title = f"{first['kernel']} on {first['ranks']} ranks of {first['device']}, {first['dtype']}, {first['link']}, "
+    title += f"torch {first['torch']}\nms, median, slowest rank; MiB received forward and backward"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column == "way" else "right")
+    shown = None
+    for row in rows:
+        if row["pack"] != shown:
+            shown = row["pack"]
+            table.add_section()
+            ideal = row["ideal_forward_ms"], row["ideal_backward_ms"]
+            table.add_row(f"{shown}: ideal", *(f"{ms:.2f}" for ms in ideal), "1.000", "", "", "")
+        table.add_row(way_label(row), *_figures(row))
+    Console().print(table)
+
+
+def way_label(row: dict[str, Any]) -> str:
+    """The way's name, with its split where HSAP has several."""
+    return f"hsap {row['split']}" if row["way"] == "hsap" else row["way"]
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    if row["note"] is not None:
+        return [row["note"] if row["way"].startswith("ring") else "-", *["-"] * 5]
+    times = [f"{row['forward_ms']:.2f}", f"{row['backward_ms']:.2f}", f"{row['ratio']:.3f}"]
+    travelled = [
+        "-" if row[name] is None else f"{max(row[name]) / 2**20:,.2f}" for name in ("received_bytes", "planned_bytes")
+    ]
+    return [*times, f"{max(row['differences'].values()):.1e}", *travelled]

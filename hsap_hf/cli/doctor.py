@@ -1,0 +1,90 @@
+"""`hsap doctor`: what this machine can run, and whether a model can be trained exactly."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hsap_hf.hf import ModelReport
+
+
+def doctor(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL_OR_CONFIG]", show_default=False)] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Measure this device into FILE, for `hsap plan --machine FILE`.")
+    ] = None,
+) -> None:
+    """Versions, devices, kernels with the reason where one is missing; with a model, whether HSAP supports it."""
+    import torch
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from hsap_hf.attention import Scores, all_kernels
+
+    console = Console()
+    table = Table(show_header=False, box=None)
+    for package in ("hsap-hf", "torch", "transformers", "accelerate", "datasets", "flash-attn", "peft", "trl"):
+        table.add_row(package, _version(package))
+    table.add_row("python", platform.python_version())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    table.add_row("devices", ", ".join(names) or "CPU only")
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    for kernel in all_kernels():
+        reason = kernel.missing(Scores(1.0), 128, 128, dtype, device)
+        table.add_row(f"kernel {kernel.name}", "ready" if reason is None else escape(f"no: {reason}"))
+    console.print(table)
+    if calibrate is not None:
+        _calibrate(calibrate, console)
+    if model is not None:
+        console.print(escape(f"{model}: supported. {_check(model).describe()}"))
+
+
+def _calibrate(path: Path, console: Console) -> None:
+    """Measure, write the file, and say what was measured and what was not."""
+    from hsap_hf.cli.calibrate import calibrate
+    from hsap_hf.cli.shapes import write_machine
+
+    machine = calibrate()
+    write_machine(machine, path)
+    console.print(
+        f"{path}: attention {machine.forward_flops / 1e12:.3g} TFLOP/s forward and "
+        f"{machine.backward_flops / 1e12:.3g} backward on long documents, half of it at {machine.half_length:,.0f} "
+        f"tokens; matrix products {machine.linear_flops / 1e12:.3g}.\nNot measured: links between devices. The file "
+        f"has {machine.node_bytes / 1e9:.0f} GB/s inside a node of {machine.node_ranks} and "
+        f"{machine.network_bytes / 1e9:.0f} GB/s between nodes; put your own figures there.",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _check(name: str) -> ModelReport:
+    """Build the model (or a `model_type` with default sizes) without weights and run the gate, which raises."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+
+    from hsap_hf.errors import ConfigError
+    from hsap_hf.hf import check_model_support
+
+    try:
+        config = AutoConfig.for_model(name) if name in CONFIG_MAPPING else AutoConfig.from_pretrained(name)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from error
+    return check_model_support(model)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,107 @@
+"""The hierarchical process groups: (replicas, context, ulysses) from one device mesh."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from hsap_hf.comm.axis import Axis, ProcessAxis
+from hsap_hf.config import HsapPlugin
+
+
+@dataclass(frozen=True)
+class HsapMesh:
+    """Where this rank stands: one axis per level, and two axes on the host for agreement."""
+
+    context: Axis
+    ulysses: Axis
+    group: Axis
+    """All `context x ulysses` ranks that share packs; ulysses ranks are innermost."""
+    group_host: Axis
+    """The same ranks over gloo: lengths travel here without touching the device."""
+    world_host: Axis
+    """Every rank of the job over gloo: where all of them agree, or fail together."""
+    replica: int
+    num_replicas: int
+    slots_per_node: int | None = None
+    """Neighbouring slots of a group that share a node; None where all of them do."""
+
+    def __deepcopy__(self, memo: object) -> HsapMesh:
+        """A copied model (a reference model, say) shares its groups with the original."""
+        return self
+
+    def describe(self) -> str:
+        """The mesh in words, for a banner."""
+        world = self.num_replicas * self.group.size
+        return (
+            f"{world} ranks = {self.num_replicas} replicas x {self.context.size} context x {self.ulysses.size} ulysses"
+        )
+
+
+def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
+    """Build all process groups; every rank of the job must call it, in the same order.
+
+    Raises ConfigError where groups do not fill the world.
+    """
+    world = dist.get_world_size()
+    shape = (world // (plugin.context_for(world) * plugin.ulysses_size), plugin.context_for(world), plugin.ulysses_size)
+    mesh = init_device_mesh(device_type, shape, mesh_dim_names=("replicas", "context", "ulysses"))
+    group = mesh["context", "ulysses"]._flatten("hsap_group")
+
+    limit = timedelta(seconds=plugin.timeout_seconds)
+    host_group, _ = dist.new_subgroups(shape[1] * shape[2], timeout=limit, backend="gloo")
+    host_world = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=limit))
+
+    def axis(process_group: dist.ProcessGroup) -> ProcessAxis:
+        return ProcessAxis(process_group, plugin.timeout_seconds, plugin.debug)
+
+    atexit.unregister(leave)
+    atexit.register(leave)
+    world_host = axis(host_world)
+    return HsapMesh(
+        context=axis(mesh.get_group("context")),
+        ulysses=axis(mesh.get_group("ulysses")),
+        group=axis(group.get_group()),
+        group_host=axis(host_group),
+        world_host=world_host,
+        replica=mesh.get_local_rank("replicas"),
+        num_replicas=shape[0],
+        slots_per_node=_slots_per_node(world_host, shape[1], plugin.ulysses_size),
+    )
+
+
+def leave() -> None:
+    """End all groups while Python still runs: a gloo thread that lets go of a tensor later aborts the process.
+
+    Source: github.com/pytorch/pytorch/pull/179291. Not after an error: others may be gone, and this would wait.
+    """
+    if dist.is_initialized() and not hasattr(sys, "last_value"):
+        dist.destroy_process_group()
+
+
+def _slots_per_node(world: Axis, context_size: int, ulysses_size: int) -> int | None:
+    """None also where nodes and groups do not line up: then a document's owners are neighbours, no more."""
+    own = dist.get_node_local_rank(fallback_rank=dist.get_rank()) + 1
+    ranks = int(world.all_reduce_max(torch.tensor([own]), "count the ranks of a node")[0])
+    slots, rest = divmod(ranks, ulysses_size)
+    return slots if rest == 0 and 0 < slots < context_size and context_size % slots == 0 else None
+
+
+def world_size() -> int:
+    """Ranks of the running job; 1 where torch.distributed is not running."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def device_type_of(module: torch.nn.Module) -> str:
+    """The device type collectives of this model run on; a meta or CPU model beside CUDA ranks counts as CUDA."""
+    parameter = next(module.parameters(), None)
+    if parameter is not None and parameter.device.type not in ("cpu", "meta"):
+        return parameter.device.type
+    return "cuda" if dist.is_initialized() and "nccl" in dist.get_backend() else "cpu"

@@ -1,0 +1,74 @@
+"""A dealt batch: what the layers and the loss of one forward need. It travels with the batch, never in a global."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hsap_hf.attention import Call, Scores, SlotTables, choose_kernel, compile_tables
+from hsap_hf.comm import Deal, HsapMesh, rank_rows, share_heads
+from hsap_hf.hf.documents import Brought
+from hsap_hf.planner import Plan
+
+
+class DealtBatch:
+    """One rank's part of a dealt pack.
+
+    No dataclass: FSDP2's mixed precision copies every dataclass among the arguments of a layer, field by field.
+    """
+
+    def __init__(
+        self,
+        *,
+        mesh: HsapMesh,
+        plan: Plan,
+        deal: Deal,
+        brought: Brought,
+        tokens: Tensor,
+        num_supervised: int,
+        kernel: str,
+        tables: dict[int | None, SlotTables],
+    ) -> None:
+        self.mesh, self.plan, self.deal, self.brought, self.kernel = mesh, plan, deal, brought, kernel
+        self.tokens = tokens
+        """[T, 3] int64: input id, position id, label of the next token, of the tokens this rank computes."""
+        self.num_supervised = num_supervised
+        """Tokens of the whole group whose label counts."""
+        self.tables = tables
+        """By attention window; compiled at the first layer that asks, kept with the plan."""
+        self.handed_out = False
+        """A trainer holds the dealt tokens itself, so it gets their logits."""
+        self.attention_calls = 0
+        """How often a layer asked for attention; tells whether the model really uses it."""
+        self._calls: dict[tuple[object, ...], Call] = {}
+
+    def call(self, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, scores: Scores) -> Call:
+        """What `attend` needs for these heads and scores; compiled at the first layer that asks."""
+        key = (q_TNH.shape[1:], k_TGH.shape[1:], v_TGH.shape[1:], q_TNH.dtype, scores)
+        if key not in self._calls:
+            slot, device = self.mesh.context.rank, q_TNH.device
+            if scores.window not in self.tables:
+                self.tables[scores.window] = compile_tables(self.plan, slot, scores.window, device)
+            dtype = str(q_TNH.dtype).removeprefix("torch.")
+            self._calls[key] = Call(
+                tables=self.tables[scores.window],
+                context=self.mesh.context,
+                ulysses=self.mesh.ulysses,
+                rows=rank_rows(self.plan.tokens(slot), self.mesh.ulysses.size),
+                heads=share_heads(q_TNH.shape[1], k_TGH.shape[1], self.mesh.ulysses.size, device),
+                kernel=choose_kernel(self.kernel, scores, q_TNH.shape[-1], v_TGH.shape[-1], dtype, device.type),
+                scores=scores,
+            )
+        return self._calls[key]
+
+    def model_row(self) -> tuple[Tensor, Tensor, Tensor]:
+        """input_ids, position_ids, shift_labels [1, max(T, 1)]; a rank without tokens gets one that never counts."""
+        tokens = self.tokens
+        if not len(tokens):
+            tokens = torch.tensor([[0, 0, -100]], device=tokens.device)
+        ids, positions, labels = tokens.T.contiguous().unsqueeze(1)
+        return ids, positions, labels
+
+    def to_owners(self, dealt: Tensor) -> Tensor:
+        """[max(T, 1), ...] of dealt tokens -> [brought tokens, ...], in this rank's own order."""
+        return self.deal.to_owners(self.mesh.group, dealt[: len(self.tokens)].contiguous())

@@ -1,0 +1,206 @@
+"""The forward hooks: deal the batch before the model sees it, hand out what the caller may keep afterwards."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hsap_hf.attention import SlotTables
+from hsap_hf.comm import HsapMesh, compile_deal, confirm, gather_batches
+from hsap_hf.config import HsapPlugin
+from hsap_hf.errors import PackError, RankMismatchError, UnsupportedModelError
+from hsap_hf.hf.dealt import DealtBatch
+from hsap_hf.hf.documents import Brought, read_batch
+from hsap_hf.hf.interface import BATCH_KEY
+from hsap_hf.hf.outputs import brought_fields, brought_logits, brought_loss, rebuild
+from hsap_hf.hf.patch import AttentionPatch
+from hsap_hf.hf.strategies import refuse_strategies
+from hsap_hf.planner import Plan, compile_plan
+
+NUM_FACTS = 4
+_KEPT_PLANS = 4
+"""Plans kept with their tables: evaluation sets come back with the same lengths."""
+_REPLACED = ("input_ids", "attention_mask", "position_ids", "labels", "shift_labels", "cu_seqlens", "seq_idx")
+_REPLACED += ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "use_cache", "return_dict")
+
+
+@dataclass
+class Dealer:
+    """Deals every batch that has labels; every other call (generate, a cache) takes the stock attention."""
+
+    plugin: HsapPlugin
+    mesh: HsapMesh
+    patch: AttentionPatch
+    num_layers: int
+    said_undealt: bool = False
+    batches: int = 0
+    dealt_tokens: int = 0
+    plan: Plan | None = None
+    """The plan of the last batch."""
+
+    def __post_init__(self) -> None:
+        self._compiled = lru_cache(_KEPT_PLANS)(self._compile)
+
+    @torch.compiler.disable
+    def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Forward pre-hook."""
+        names = list(inspect.signature(module.forward).parameters)
+        batch = {**dict(zip(names, args, strict=False)), **kwargs}
+        if BATCH_KEY not in batch:
+            if not self.is_dealt(batch):
+                if module.training and torch.is_grad_enabled():
+                    self._say_undealt()
+                self.patch.suspend()
+                return None
+            batch = self.dealt_arguments(batch)
+            # the loss of what this rank brought is computed from logits, afterwards; TRL's own head gives no logits
+            if not torch.is_grad_enabled() and not batch.get("fused_lm_head"):
+                del batch["labels"], batch["shift_labels"]
+        if "labels" in batch:
+            batch["num_items_in_batch"] = self._num_items(batch)
+        return (), batch
+
+    @torch.compiler.disable
+    def after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
+        """Forward hook; also runs when the forward raised (`outputs` is then None)."""
+        dealt: DealtBatch | None = kwargs.get(BATCH_KEY)
+        if dealt is None:
+            self.patch.resume()
+        if dealt is None or outputs is None:
+            return None
+        if self.batches == 1 and dealt.attention_calls < self.num_layers:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} has {self.num_layers} layers but asked for attention "
+                f"{dealt.attention_calls} times: some of its layers do not go through AttentionInterface."
+            )
+        if not hasattr(outputs, "loss") or not hasattr(outputs, "logits"):
+            # a trainer's own forward: one that holds dealt tokens needs gradients of dealt values; every other one gets
+            # values in the order of its batch, and their gradients go back
+            return None if dealt.handed_out and torch.is_grad_enabled() else brought_fields(dealt, outputs)
+        loss, logits = outputs.loss, None
+        if not torch.is_grad_enabled() and dealt.brought.has_labels:
+            loss = brought_loss(dealt, outputs.logits, _at_least_one(kwargs.get("num_items_in_batch")))
+        if dealt.handed_out or self.plugin.return_logits == "dealt":
+            logits = outputs.logits
+        elif self.plugin.return_logits == "brought":
+            logits = brought_logits(dealt, outputs.logits)
+        return rebuild(outputs, loss, logits)
+
+    def is_dealt(self, batch: dict[str, Any]) -> bool:
+        """Whether a call with these arguments is shared with the group; all others take the stock attention."""
+        if batch.get("past_key_values") is not None:
+            return False
+        if batch.get("labels") is not None or batch.get("shift_labels") is not None:
+            return True
+        return self.plugin.return_logits != "none" and not batch.get("use_cache") and not torch.is_grad_enabled()
+
+    def dealt_arguments(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A forward's arguments with the caller's tokens replaced by those this rank computes."""
+        dealt = self.deal(batch)
+        ids, positions, labels = dealt.model_row()
+        rest = {name: value for name, value in batch.items() if name not in _REPLACED}
+        tokens = {"input_ids": ids, "position_ids": positions, "labels": labels, "shift_labels": labels}
+        return {**rest, **tokens, "use_cache": False, BATCH_KEY: dealt}
+
+    def deal(self, batch: dict[str, Any]) -> DealtBatch:
+        """Bring, agree, plan, deal. Raises the same error on every rank of the job."""
+        error: Exception | None = None
+        brought: Brought | None = None
+        plan: Plan | None = None
+        facts = [0] * NUM_FACTS
+        try:
+            if not self.batches:
+                refuse_strategies(self.patch.model)  # accelerate may have been configured after enable_hsap
+            brought = read_batch(batch)
+            facts = [brought.num_supervised, int(torch.is_grad_enabled()), *_bits(batch.get("num_items_in_batch"))]
+        except Exception as problem:  # whatever it is, every rank of the job must hear of it
+            error = problem
+        gathered = gather_batches(self.mesh, brought.lengths if brought else [], facts, error is not None)
+        if not gathered.failed:
+            try:
+                if len({tuple(fact[1:]) for fact in gathered.facts}) > 1:
+                    raise RankMismatchError(
+                        "ranks of a group make different calls: training beside evaluation, or num_items_in_batch of "
+                        "different values. It must count the tokens of all ranks (average_tokens_across_devices=True)."
+                    )
+                assert brought is not None
+                plan, tables = self._compiled(tuple(chain.from_iterable(gathered.lengths)), brought.tokens.device)
+                self._check_size(plan)
+            except Exception as problem:
+                error = problem
+        confirm(self.mesh, error, plan.fingerprint if plan else 0)
+        assert brought is not None
+        assert plan is not None
+        deal = compile_deal(
+            plan,
+            [len(of_rank) for of_rank in gathered.lengths],
+            self.mesh.ulysses.size,
+            self.mesh.group.rank,
+            brought.tokens.device,
+        )
+        tokens = deal.to_slots(self.mesh.group, brought.tokens)
+        self.plan, self.batches, self.dealt_tokens = plan, self.batches + 1, self.dealt_tokens + len(tokens)
+        supervised = sum(fact[0] for fact in gathered.facts)
+        return DealtBatch(
+            mesh=self.mesh,
+            plan=plan,
+            deal=deal,
+            brought=brought,
+            tokens=tokens,
+            num_supervised=supervised,
+            kernel=self.plugin.kernel,
+            tables=tables,
+        )
+
+    def _compile(self, lengths: tuple[int, ...], device: torch.device) -> tuple[Plan, dict[int | None, SlotTables]]:
+        """The plan for these documents, and room for what layers compile from it on `device`."""
+        return compile_plan(lengths, self.mesh.context.size, ranks_per_node=self.mesh.slots_per_node), {}
+
+    def _num_items(self, batch: dict[str, Any]) -> Tensor | float:
+        """What the sum of losses is divided by. Without a caller's number, the mean over ranks of the loss is the
+        token mean of the group."""
+        given = _at_least_one(batch.get("num_items_in_batch"))
+        return max(1, batch[BATCH_KEY].num_supervised) / self.mesh.group.size if given is None else given
+
+    def _say_undealt(self) -> None:
+        if not self.said_undealt:
+            self.said_undealt = True
+            logging.getLogger("hsap_hf").warning(
+                "a training forward without labels is not shared with the group: it takes the stock attention on this "
+                "rank's own batch. Where a trainer takes the labels away (label_smoothing_factor, compute_loss_func), "
+                "leave that out; where it builds its own loss, see hsap_hf.prepare_trainer."
+            )
+
+    def _check_size(self, plan: Plan) -> None:
+        limit = self.plugin.max_tokens_per_rank
+        if limit is None:
+            return
+        largest = max(-(-plan.tokens(slot) // self.mesh.ulysses.size) for slot in range(plan.context_size))
+        if largest > limit:
+            raise PackError(
+                f"a pack of {sum(plan.lengths):,} tokens deals {largest:,} to one rank; max_tokens_per_rank is "
+                f"{limit:,}. A group of {self.mesh.group.size} ranks fits {limit * self.mesh.group.size:,} tokens: "
+                f"bring smaller batches or raise context_size."
+            )
+
+
+def _bits(num_items: Any) -> tuple[int, int]:
+    """(whether there is one, its value) as integers that ranks can compare."""
+    if num_items is None:
+        return 0, 0
+    return 1, struct.unpack("<q", struct.pack("<d", float(num_items)))[0]
+
+
+def _at_least_one(num_items: Any) -> Any:
+    """A pack without supervised tokens has loss 0, not 0 / 0."""
+    if num_items is None:
+        return None
+    return num_items.clamp(min=1) if isinstance(num_items, Tensor) else max(1, num_items)

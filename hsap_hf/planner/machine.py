@@ -1,0 +1,53 @@
+"""Speeds of a machine, measured ones where there are any.
+
+Kernel speeds are those of two H100s and an H200 (docs/performance.md; flash-attn 4 within 3 % of ten measured packs,
+torch's flash-attn 2 within 2 % of fifteen), links those of two NVLink H100s: an all-to-all of 256 MiB moves 242 GB/s, a
+small one takes 55-120 us. Assumed: matrix products at 55 % of the 989 TFLOP/s peak, and networks at 50 and 25 GB/s a
+GPU. `hsap doctor --calibrate` measures one device.
+"""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Speeds of one GPU, and of the links between GPUs."""
+
+    name: str
+    linear_flops: float
+    """Matrix products, FLOP/s."""
+    forward_flops: float
+    """Attention forward on long documents, FLOP/s."""
+    backward_flops: float
+    """Attention backward on long documents, FLOP/s."""
+    half_length: float
+    """Document length, in tokens, at which attention runs at half speed."""
+    node_ranks: int
+    """GPUs of a node."""
+    node_bytes: float
+    """Bytes a second that a GPU receives from others of its node, and as many that it sends."""
+    network_bytes: float
+    """The same between nodes."""
+    message_seconds: float
+    """Time of an exchange that carries nothing."""
+    memory_bytes: float
+    """Memory of one GPU."""
+
+
+H100 = Machine(
+    name="h100",
+    linear_flops=544e12,
+    forward_flops=676e12,
+    backward_flops=595e12,
+    half_length=1_100,
+    node_ranks=8,
+    node_bytes=242e9,
+    network_bytes=50e9,
+    message_seconds=90e-6,
+    memory_bytes=80e9,
+)
+"""Nodes of 8 on NVLink, 50 GB/s a GPU between them, flash-attn 4."""
+H100_SLOW = replace(H100, name="h100-25", network_bytes=25e9)
+H100_FLASH2 = replace(H100, name="h100-flash2", forward_flops=351e12, backward_flops=325e12, half_length=740)
+H200 = replace(H100, name="h200", memory_bytes=141e9)  # the cores of an H100, more memory
+MACHINES = (H100, H100_SLOW, H100_FLASH2, H200)

@@ -1,0 +1,114 @@
+"""Attention over N ranks in this process is the dense reference: outputs and all gradients."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loopback_attention import by_loopback, by_reference, largest_difference, random_pack, relative_errors
+
+from hsap_hf.attention import Call, attend, choose_kernel, compile_tables
+from hsap_hf.comm.loopback import loopback_grid
+from hsap_hf.comm.ulysses import share_heads
+from hsap_hf.planner import Piece, Plan, compile_plan
+
+documents = st.lists(st.one_of(st.just(1), st.integers(1, 12), st.integers(13, 90)), min_size=1, max_size=6)
+groups = st.tuples(st.integers(1, 8), st.sampled_from([1, 1, 2, 4]))
+heads = st.sampled_from([(4, 1), (4, 2), (4, 4), (8, 2)])
+windows = st.one_of(st.none(), st.integers(1, 100))
+
+
+@settings(max_examples=50, deadline=None)
+@given(documents, groups, heads, windows, st.booleans(), st.integers(0, 99))
+@pytest.mark.parametrize("kernel", ["sdpa", "dense"])
+def test_float64_is_the_reference_to_1e_10(kernel, lengths, group, heads, window, sinks, seed):
+    pack = random_pack(lengths, heads=heads[0], kv_heads=heads[1], window=window, sinks=sinks, seed=seed)
+    got, _ = by_loopback(pack, *group, kernel=kernel)
+    assert largest_difference(got, by_reference(pack)) <= 1e-10
+
+
+@settings(max_examples=40, deadline=None)
+@given(documents, groups, windows, st.booleans(), st.sampled_from([1, 5, 16]), st.sampled_from([None, 0.5, 30.0]))
+def test_softcap_and_values_of_another_width_are_exact(lengths, group, window, sinks, value_dim, softcap):
+    pack = random_pack(lengths, value_dim=value_dim, window=window, softcap=softcap, sinks=sinks)
+    got, _ = by_loopback(pack, *group, kernel="dense")
+    assert largest_difference(got, by_reference(pack)) <= 1e-10
+
+
+@pytest.mark.parametrize("group", [(8, 1), (4, 2), (3, 4), (1, 4)])
+@pytest.mark.parametrize("lengths", [[1], [3], [1, 1, 1, 1, 1], [257], [2, 1, 120]])
+def test_one_document_and_more_ranks_than_tokens_or_documents(lengths, group):
+    pack = random_pack(lengths, sinks=True)
+    got, _ = by_loopback(pack, *group)
+    assert largest_difference(got, by_reference(pack)) <= 1e-10
+
+
+@pytest.mark.parametrize("group", [(1, 3), (2, 3), (5, 3), (4, 9), (7, 1)])
+def test_nine_heads_with_three_key_value_heads(group):
+    """The shape of SmolLM2, which no power of two divides."""
+    pack = random_pack([70, 1, 33, 5], heads=9, kv_heads=3)
+    got, _ = by_loopback(pack, *group)
+    assert largest_difference(got, by_reference(pack)) <= 1e-10
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "dense"])
+@pytest.mark.parametrize("group", [(2, 1), (4, 1), (8, 1), (2, 2), (1, 4)])
+def test_float32_is_the_reference_to_5e_6(kernel, group):
+    pack = random_pack([700, 1, 90, 260, 3, 17], dtype=torch.float32)
+    got, _ = by_loopback(pack, *group, kernel=kernel)
+    want = by_reference(pack)
+    scaled = [(x / exact.abs().max(), exact / exact.abs().max()) for x, exact in zip(got, want, strict=True)]
+    assert largest_difference(*zip(*scaled, strict=True)) <= 5e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("group", [(2, 1), (4, 1), (16, 1), (4, 2), (1, 4)])
+@pytest.mark.parametrize("lengths", [[900], [600, 1, 40, 3, 250], [31] * 24])
+def test_half_precision_errs_at_most_twice_as_much_as_one_device(dtype, group, lengths):
+    pack = random_pack(lengths, heads=8, kv_heads=4, dim=16, dtype=dtype)
+    want = by_reference(pack)
+    alone = relative_errors(by_loopback(pack, 1)[0], want)
+    for ours, single in zip(relative_errors(by_loopback(pack, *group)[0], want), alone, strict=True):
+        assert 0 < ours <= 2 * single
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data(), windows)
+def test_any_placement_of_the_rows_is_exact(data, window):
+    """Attention must not rely on how our planner cuts: here every row has an arbitrary owner."""
+    lengths, slots = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=4)), data.draw(st.integers(1, 4))
+    owners = [[data.draw(st.integers(0, slots - 1)) for _ in range(length)] for length in lengths]
+    placed = []
+    for slot in range(slots):
+        pieces = []
+        for doc, of_rows in enumerate(owners):
+            for row, owner in enumerate(of_rows):
+                if owner != slot:
+                    continue
+                if pieces and pieces[-1].doc == doc and pieces[-1].stop == row:
+                    pieces[-1] = Piece(doc, pieces[-1].start, row + 1)
+                else:
+                    pieces.append(Piece(doc, row, row + 1))
+        placed.append(tuple(pieces))
+    pack = random_pack(lengths, window=window)
+    got, _ = by_loopback(pack, slots, plan=Plan(tuple(lengths), slots, tuple(placed)))
+    assert largest_difference(got, by_reference(pack)) <= 1e-10
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+def test_autograd_gives_what_forward_and_backward_by_hand_give(sinks):
+    pack = random_pack([9, 1, 4], window=5, sinks=sinks)
+    _, context, ulysses = loopback_grid(1, 1)[0]
+    device = pack.q.device
+    plan = compile_plan(pack.lengths, 1)
+    order = [doc for doc, _, _ in plan.slots[0]]
+    rows = torch.cat([torch.arange(sum(pack.lengths)).split(pack.lengths)[doc] for doc in order])
+    kernel = choose_kernel("sdpa", pack.scores, 8, 8, "float64", "cpu")
+    call = Call(
+        compile_tables(plan, 0, 5, device), context, ulysses, [14], share_heads(4, 2, 1, device), kernel, pack.scores
+    )
+    leaves = [x[rows].requires_grad_() for x in (pack.q, pack.k, pack.v)]
+    leaves += [pack.sinks.clone().requires_grad_()] if sinks else []
+    out = attend(call, *leaves)
+    grads = torch.autograd.grad(out, leaves, pack.grad[rows])
+    got = [torch.empty_like(x).index_copy_(0, rows, x) for x in (out.detach(), *grads[:3])]
+    assert largest_difference([*got, *grads[3:]], by_reference(pack)) <= 1e-10

@@ -1,0 +1,112 @@
+"""Kernels agree on every segment shape, partial results merge exactly, and a kernel that cannot do it is refused."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hsap_hf.attention import Scores, all_kernels, choose_kernel
+from hsap_hf.attention.kernels import Problem
+from hsap_hf.attention.kernels.dense import DenseKernel
+from hsap_hf.attention.kernels.sdpa import SdpaKernel
+from hsap_hf.attention.merge import add_sinks, merge_rows
+from hsap_hf.attention.segments import Segments
+from hsap_hf.errors import ConfigError
+
+
+def segments(q_lengths, k_lengths):
+    edges = [torch.tensor([0, *lengths]).cumsum(0).int() for lengths in (q_lengths, k_lengths)]
+    return Segments(tuple(q_lengths), tuple(k_lengths), *edges)
+
+
+def random(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20)), min_size=1, max_size=4),
+    st.booleans(),
+    st.one_of(st.none(), st.integers(1, 25)),
+)
+def test_sdpa_is_dense_on_triangles_rectangles_and_trapezes(shapes, causal, window):
+    """Causal segments may have more keys than queries: the last query is aligned with the last key."""
+    q_lengths, _ = zip(*shapes, strict=True)
+    table = segments(q_lengths, [n + more for n, more in shapes])
+    q, k, v = (random(sum(n), h, 8) for n, h in ((q_lengths, 4), (table.k_lengths, 2), (table.k_lengths, 2)))
+    scores, grad = Scores(0.3, window if causal else None), random(sum(q_lengths), 4, 8)
+    results = []
+    for kernel in (SdpaKernel(), DenseKernel()):
+        problem = Problem(q, k, v, table, causal, scores)
+        out, lse = kernel.forward(problem)
+        results.append([out, lse, *kernel.backward(problem, grad, out, lse)])
+    for ours, dense in zip(*results, strict=True):
+        torch.testing.assert_close(ours, dense, rtol=0, atol=1e-11)
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6))
+def test_two_partial_results_merge_into_the_whole(queries, near, far):
+    kernel, scores = DenseKernel(), Scores(0.5)
+    q, k, v = random(queries, 2, 4), random(near + far, 1, 4), random(near + far, 1, 4)
+    whole, whole_lse = kernel.forward(Problem(q, k, v, segments([queries], [near + far]), False, scores))
+    out, lse = torch.zeros_like(q), torch.full((2, queries), -torch.inf, dtype=torch.float64)
+    for keys in (slice(0, near), slice(near, near + far)):
+        table = segments([queries], [len(k[keys])])
+        merge_rows(out, lse, torch.arange(queries), *kernel.forward(Problem(q, k[keys], v[keys], table, False, scores)))
+    torch.testing.assert_close(out, whole)
+    torch.testing.assert_close(lse, whole_lse)
+
+
+def test_a_row_that_saw_no_key_yet_merges_without_nan_and_other_rows_stay():
+    out, lse = torch.zeros(3, 1, 2), torch.full((1, 3), -torch.inf)
+    merge_rows(out, lse, torch.tensor([1]), torch.ones(1, 1, 2), torch.zeros(1, 1))
+    assert out[:, 0, 0].tolist() == [0.0, 1.0, 0.0]
+    assert lse.tolist() == [[-torch.inf, 0.0, -torch.inf]]
+
+
+def test_a_sink_takes_its_share_of_the_weight():
+    out, lse = add_sinks(torch.ones(1, 1, 2), torch.zeros(1, 1), torch.zeros(1))
+    torch.testing.assert_close(out, torch.full((1, 1, 2), 0.5))
+    torch.testing.assert_close(lse, torch.full((1, 1), 2.0).log())
+
+
+def test_auto_takes_the_first_kernel_that_can():
+    assert choose_kernel("auto", Scores(1.0), 64, 64, "float32", "cpu").name == "sdpa"
+    assert choose_kernel("auto", Scores(1.0, softcap=50.0), 64, 64, "float32", "cpu").name == "dense"
+    assert choose_kernel("auto", Scores(1.0), 192, 128, "float64", "cpu").name == "dense"
+    assert choose_kernel("auto", Scores(1.0), 64, 64, "bfloat16", "cuda").name in (
+        "flash_attn_4",
+        "flash_attn_2",
+        "torch_flash",
+    )
+    assert choose_kernel("auto", Scores(1.0), 64, 64, "float32", "cuda").name == "dense"
+
+
+@pytest.mark.parametrize(
+    ("name", "dims", "softcap", "dtype", "device", "why"),
+    [
+        ("sdpa", (64, 64), None, "bfloat16", "cuda", "it runs on cpu, not on cuda"),
+        ("sdpa", (64, 64), 30.0, "float32", "cpu", "it has no softcap"),
+        ("sdpa", (192, 128), None, "float32", "cpu", "as wide as its query heads (128 and 192)"),
+        ("torch_flash", (64, 64), None, "float32", "cpu", "it runs on cuda, not on cpu"),
+        ("torch_flash", (64, 64), None, "float32", "cuda", "bfloat16 or float16, not in float32"),
+        ("torch_flash", (64, 64), 30.0, "float16", "cuda", "it has no softcap"),
+        ("torch_flash", (512, 512), None, "float16", "cuda", "at most 256 wide, not 512"),
+        ("flash_attn_2", (64, 64), None, "float32", "cpu", "it "),
+        ("flash_attn_4", (64, 64), None, "float32", "cpu", "it "),
+    ],
+)
+def test_a_kernel_that_cannot_do_it_is_refused_with_the_reason(name, dims, softcap, dtype, device, why):
+    with pytest.raises(ConfigError) as caught:
+        choose_kernel(name, Scores(1.0, softcap=softcap), *dims, dtype, device)
+    assert f"kernel {name!r} cannot compute this model's attention. {name}: " in str(caught.value)
+    assert why in str(caught.value)
+
+
+def test_every_kernel_has_a_name_the_configuration_accepts():
+    from typing import get_args, get_type_hints
+
+    from hsap_hf import HsapPlugin
+
+    accepted = get_args(get_type_hints(HsapPlugin)["kernel"])
+    assert sorted(accepted) == sorted(["auto", *(kernel.name for kernel in all_kernels())])

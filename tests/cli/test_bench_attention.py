@@ -1,0 +1,182 @@
+"""`hsap bench attention --nproc N` measures what is right, counts what travels, and says what is wrong."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from launched import HSAP, launch
+from torch.nn import functional
+
+from hsap_hf.cli.bench import peers
+from hsap_hf.cli.bench.table import problems
+from hsap_hf.cli.bench.whole_pack import Shape, draw_pack
+
+PACKS = {"mixed": [301, 64, 9, 33, 1, 120], "all_short": [32] * 8}
+SIZES = ("--heads", 4, "--kv-heads", 2, "--head-dim", 16, "--repeats", 3)
+WAYS = [("hsap", "2x1"), ("hsap", "1x2"), ("ulysses", "1x2"), ("ring zigzag", None), ("ring llama3", None)]
+TINY = Shape(4, 2, 8, "auto")
+
+
+@pytest.fixture(scope="module")
+def packs_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("packs") / "packs.json"
+    path.write_text(json.dumps({"packs": PACKS}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows(packs_file):
+    """What two gloo ranks measured."""
+    asked = (HSAP, "bench", "attention", "--lengths", packs_file, "--nproc", 2, "--split", "2x1", "--split", "1x2")
+    ended = launch(*asked, *SIZES, "--json", CUDA_VISIBLE_DEVICES="")
+    assert ended.code == 0, ended.err
+    return json.loads(ended.out)
+
+
+@pytest.fixture
+def measured(rows):
+    return [row for row in rows if row["note"] is None]
+
+
+def test_every_pack_has_one_row_a_way(rows):
+    assert [(row["pack"], row["way"], row["split"]) for row in rows] == [(name, *way) for name in PACKS for way in WAYS]
+    assert {row["way"] for row in rows if row["note"]} == {"ring zigzag", "ring llama3"}
+
+
+def test_every_result_is_that_of_one_rank(measured):
+    assert max(max(row["differences"].values()) for row in measured) < 1e-4
+    assert all(set(row["differences"]) == {"out", "dq", "dk", "dv"} for row in measured)
+
+
+def test_what_ranks_receive_is_what_the_plan_says(measured):
+    assert [row["received_rows"] for row in measured] == [row["planned_rows"] for row in measured]
+    assert [row["received_bytes"] for row in measured] == [row["planned_bytes"] for row in measured]
+    assert all(sum(row["received_bytes"]) > 0 for row in measured if row["pack"] == "mixed")
+
+
+def test_a_pack_without_cut_documents_moves_nothing_between_slots(measured):
+    moved = {row["split"]: row["received_bytes"] for row in measured if row["pack"] == "all_short"}
+    assert moved["2x1"] == [0, 0]
+    # both ranks: half of 256 tokens from the other, of 2 query heads (q, grad) and 1 key-value head; and back
+    assert moved["1x2"] == [2 * 128 * (2 * 2 + 2 * 1) * 16 * 4] * 2
+
+
+def test_the_ratio_says_how_near_to_ideal(measured):
+    for row in measured:
+        ideal = row["ideal_forward_ms"] + row["ideal_backward_ms"]
+        assert row["ratio"] == pytest.approx(ideal / (row["forward_ms"] + row["backward_ms"]))
+        assert row["ratio"] > 0
+
+
+def test_rows_say_what_they_were_measured_on(rows):
+    for row in rows:
+        assert (row["ranks"], row["device"], row["dtype"], row["link"]) == (2, "cpu", "float32", "gloo")
+        assert (row["torch"], row["tokens"]) == (torch.__version__, sum(PACKS[row["pack"]]))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nproc", 2, "--split", "3x1"], "--split 3x1 = 3: context x ulysses must be the 2 ranks"),
+        (["--nproc", 2, "--split", "two"], "--split two: context x ulysses"),
+        (["--nproc", 3, "--split", "1x3"], "does not divide the model's 4 query heads"),
+        (["--nproc", 2, "-c", 2], "--split"),
+        (["--nproc", 2, "--kernel", "flash_attn_4"], "flash_attn_4"),
+        (["--nproc", 2, "--plot", "picture.txt"], "pip install|ends in .svg"),
+        (["--split", "2x1", "--slow-link"], "--split, --slow-link: only with --nproc"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_a_rank_starts(hsap, monkeypatch, packs_file, words, said):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("hsap_hf.train.launch.launch_ranks", lambda *_: pytest.fail("ranks were started"))
+    code, out, err = hsap("bench", "attention", "--lengths", packs_file, *SIZES, *words)
+    assert (code, out) == (2, "")
+    assert any(part in err for part in said.split("|")), err
+
+
+def test_only_the_slow_link_switches_peer_to_peer_off(hsap, monkeypatch, packs_file):
+    seen = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("hsap_hf.train.launch.launch_ranks", lambda *words: seen.append(words[-1]) or 7)
+    for words in ([], ["--slow-link"]):
+        assert hsap("bench", "attention", "--lengths", packs_file, *SIZES, "--nproc", 2, *words)[0] == 7
+    assert seen == [{}, {"NCCL_P2P_DISABLE": "1"}]
+
+
+def test_a_wrong_result_and_an_unplanned_byte_are_said(measured):
+    good = measured[0]
+    assert problems([good]) == []
+    assert "dk by nan" in problems([good | {"differences": {"out": 0.0, "dk": float("nan")}}])[0]
+    assert "out by 0.001" in problems([good | {"differences": {"out": 1e-3}}])[0]
+    assert problems([good | {"dtype": "bfloat16", "differences": {"out": 1e-3}}]) == []
+    said = problems([good | {"received_bytes": [8, 0], "planned_bytes": [0, 0]}])
+    assert said == ["mixed, hsap 2x1: ranks received [8, 0] bytes from others, the plan says [0, 0]."]
+
+
+def test_the_table_has_a_line_a_way(rows, capsys, monkeypatch):
+    from hsap_hf.cli.bench.table import show_ranks
+
+    monkeypatch.setenv("COLUMNS", "200")
+    show_ranks(rows)
+    shown = capsys.readouterr().out
+    assert shown.count("not installed") + shown.count("CUDA only") == 2 * len(PACKS)
+    assert shown.count("hsap 2x1") == len(PACKS)
+
+
+def test_efficiency_is_drawn(rows, tmp_path):
+    pytest.importorskip("matplotlib")
+    from hsap_hf.cli.bench.picture import draw_efficiency
+
+    draw_efficiency(rows, tmp_path / "efficiency.svg")
+    assert (tmp_path / "efficiency.svg").read_text().startswith("<?xml")
+
+
+def packed_attention(q, k, v, edges, longest, causal):
+    """What the peers' functions compute on one rank."""
+    assert causal
+    assert longest == max(edges.diff())
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    parts = [x.split(edges.diff().tolist()) for x in (q, k, v)]
+    outs = [
+        functional.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in part), is_causal=True)[0]
+        for part in zip(*parts, strict=True)
+    ]
+    return torch.cat(outs, 1).transpose(0, 1)
+
+
+@pytest.fixture
+def peer(monkeypatch):
+    """Stands in for the package that is not installed here."""
+
+    def prepare(edges, causal, rank, world_size):
+        assert edges[-1] % world_size == 0
+        return edges, edges, int(edges.diff().max()), int(edges.diff().max()), slice(None)
+
+    def llama3(q, k, v, cu_q, cu_k, max_q, max_k, heads_k_stride, local_k_slice, causal):
+        return packed_attention(q, k, v, cu_q, max_q, causal)
+
+    module = SimpleNamespace(
+        zigzag_ring_flash_attn_varlen_func=packed_attention,
+        llama3_flash_attn_prepare_cu_seqlens=prepare,
+        llama3_flash_attn_varlen_func=llama3,
+    )
+    monkeypatch.setattr(peers, "_peer", lambda: module)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_peers_compute_every_row_once(peer, size):
+    pack = draw_pack([301, 64, 9, 33, 1], TINY, torch.device("cpu"))
+    for make in (peers.zigzag_way, lambda *words: peers.llama3_way(*words, 1)):
+        ways = [make(pack, rank, size) for rank in range(size)]
+        assert torch.cat([way.rows for way in ways]).sort().values.tolist() == list(range(408))
+
+
+def test_padding_changes_no_peers_result(peer):
+    pack = draw_pack([301, 64, 9, 33, 1], TINY, torch.device("cpu"))
+    out, lse = pack.forward()
+    expected = (out, *pack.backward(out, lse))
+    for way in (peers.zigzag_way(pack, 0, 1), peers.llama3_way(pack, 0, 1, 2)):
+        out, saved = way.forward()
+        for found, wanted in zip((out, *way.backward(saved)), expected, strict=True):
+            torch.testing.assert_close(found[way.own], wanted[way.rows], rtol=1e-4, atol=1e-5)

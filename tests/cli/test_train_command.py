@@ -1,0 +1,60 @@
+"""Launchers start what they are asked for, and refuse what cannot work before any rank starts."""
+
+import re
+from pathlib import Path
+
+import pytest
+from launched import ACCELERATE, HSAP, PYTHON, REPOSITORY, free_port, launch
+from tiny_recipe import write_recipe
+
+SCRIPT = Path(__file__).with_name("enabled_script.py")
+ACCELERATE_FILES = REPOSITORY / "recipes" / "accelerate"
+
+
+def test_accelerate_launch_runs_a_script_with_the_environments_configuration(tmp_path):
+    (tmp_path / "hsap.yaml").write_text("context_size: 2\n")
+    words = ["--config_file", ACCELERATE_FILES / "cpu_2.yaml", "--main_process_port", free_port(), SCRIPT]
+    ended = launch(ACCELERATE, "launch", *words, HSAP_CONFIG_FILE=tmp_path / "hsap.yaml")
+    assert ended.code == 0, ended.err[-3000:]
+    assert sorted(re.findall(r"RANK .*", ended.out)) == [f"RANK {r} of 2: 2 slots, 2" for r in range(2)]
+
+
+def test_hsap_launch_runs_a_script_from_one_file(tmp_path):
+    words = ["--config_file", ACCELERATE_FILES / "hsap_cpu_2.yaml", "--main_process_port", free_port(), SCRIPT]
+    ended = launch(HSAP, "launch", *words)
+    assert ended.code == 0, ended.err[-3000:]
+    assert sorted(re.findall(r"RANK .*", ended.out)) == [f"RANK {r} of 2: 2 slots, 2" for r in range(2)]
+
+
+def test_a_wrong_recipe_is_refused_before_any_rank_starts(tmp_path):
+    ended = launch(PYTHON, "-m", "hsap_hf", "train", write_recipe(tmp_path), "training.max_step=2", "packing.tokens=9")
+    assert ended.code == 2
+    assert "unknown key 'max_step'; did you mean 'max_steps'?" in ended.err
+    assert "unknown key 'tokens'; did you mean 'pack_tokens'?" in ended.err
+    assert "Traceback" not in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_ranks_that_do_not_fill_groups_are_refused_before_any_rank_starts(tmp_path, hsap):
+    code, out, err = hsap("train", write_recipe(tmp_path), "--nproc", 3, "hsap.context_size=2")
+    assert (code, out) == (2, "")
+    assert "= 2 does not divide the 3 launched processes. Launch a multiple of 2" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (
+            "distributed_type: MULTI_CPU\nnum_processes: 2\nhsap:\n  context_size: 2\n",
+            "with distributed_type MULTI_CPU accelerate starts one process, not 2. Write distributed_type: MULTI_GPU",
+        ),
+        ("distributed_type: MULTI_GPU\nnum_processes: 2\n", "no `hsap:` section"),
+        ("num_processes: 3\nhsap:\n  context_size: 2\n", "does not divide the 3 launched processes"),
+        ("num_processes: 2\nhsap:\n  context_sise: 2\n", "did you mean 'context_size'?"),
+    ],
+)
+def test_hsap_launch_refuses_files_that_cannot_work(tmp_path, hsap, content, text):
+    (tmp_path / "file.yaml").write_text(content)
+    code, _, err = hsap("launch", "--config_file", tmp_path / "file.yaml", SCRIPT)
+    assert code == 2
+    assert text in err

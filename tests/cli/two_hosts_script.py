@@ -1,0 +1,38 @@
+"""One rank of two hosts: trains one step, and prints where it stands and what it received from whom."""
+
+import json
+import sys
+from collections import Counter
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+
+from hsap_hf import HsapDataCollator, HsapPlugin, enable_hsap
+from hsap_hf.planner import fetches, sends
+
+CONTEXT, ULYSSES = int(sys.argv[1]), int(sys.argv[2])
+arguments = TrainingArguments(sys.argv[3], use_cpu=True, report_to=[])
+model = LlamaForCausalLM(
+    LlamaConfig(vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+)
+handle = enable_hsap(model, HsapPlugin(context_size=CONTEXT, ulysses_size=ULYSSES))
+lengths = [[180, 5, 3], [180, 5, 3], [40, 40, 40], [40, 16]][arguments.process_index]  # 138 tokens a rank
+rows = [{"input_ids": torch.arange(length) % 90 + 3} for length in lengths]
+model(**HsapDataCollator()(rows)).loss.backward()
+mesh, plan = handle.mesh, handle.plan
+slot, layers = mesh.context.rank, model.config.num_hidden_layers
+planned = Counter()  # keys arrive once a layer; of the keys sent, the gradients come back
+for fetch in fetches(plan, slot, None):
+    planned[fetch.from_slot] += layers * (fetch.stop - fetch.start)
+for send in sends(plan, slot, None):
+    planned[send.to_slot] += layers * (send.stop - send.start)
+told = {
+    "rank": arguments.process_index,
+    "ulysses": mesh.ulysses.all_gather(torch.tensor([arguments.process_index]), "who is here").flatten().tolist(),
+    "slots_per_node": mesh.slots_per_node,
+    "owners": [[plan.lengths[doc], sorted({own.slot for own in owned})] for doc, owned in plan.cut_documents.items()],
+    "slot": slot,
+    "planned": planned,
+    "received": mesh.context.traffic.rows_from,
+}
+print("TOLD" + json.dumps(told))

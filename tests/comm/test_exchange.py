@@ -1,0 +1,105 @@
+"""Keys travel to the slots that need them, and their gradients home: two maps that are each other's adjoint."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loopback_mesh import loopback_meshes, outcomes
+
+from hsap_hf.comm.exchange import compile_exchange, fetch_keys, return_key_grads
+from hsap_hf.comm.row_sums import add_rows, compile_row_sums
+from hsap_hf.planner import Piece, Plan, compile_plan, fetches
+
+CPU = torch.device("cpu")
+packs = st.lists(st.one_of(st.just(1), st.integers(1, 30), st.integers(40, 120)), min_size=1, max_size=6)
+windows = st.one_of(st.none(), st.integers(1, 60))
+
+
+def slot_rows(plan, slot):
+    return [(doc, row) for doc, start, stop in plan.slots[slot] for row in range(start, stop)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(packs, st.integers(1, 8), windows)
+def test_a_slot_receives_exactly_the_rows_of_its_fetches_in_order(lengths, context_size, window):
+    plan = compile_plan(lengths, context_size)
+
+    def rank(mesh):
+        exchange = compile_exchange(plan, mesh.context.rank, window, CPU)
+        rows = torch.tensor(slot_rows(plan, mesh.context.rank), dtype=torch.float64).reshape(-1, 1, 2)
+        key, value = rows.split(1, -1)
+        return fetch_keys(key, value, exchange, mesh.context).wait()[:, 0].tolist(), mesh.context.traffic.rows
+
+    for slot, (received, counted) in enumerate(outcomes(loopback_meshes(context_size), rank)):
+        wanted = [[f.doc, row] for f in fetches(plan, slot, window) for row in range(f.start, f.stop)]
+        assert received == wanted
+        assert counted == len(wanted)
+
+
+@settings(max_examples=60, deadline=None)
+@given(packs, st.integers(2, 8), windows, st.integers(0, 10))
+def test_fetching_and_returning_are_adjoint(lengths, context_size, window, seed):
+    """<fetch(x), y> == <x, return(y)>, summed over ranks."""
+    plan = compile_plan(lengths, context_size)
+    draw = torch.Generator().manual_seed(seed)
+    xs = [torch.randn(plan.tokens(slot), 2, 3, generator=draw, dtype=torch.float64) for slot in range(context_size)]
+    exchanges = [compile_exchange(plan, slot, window, CPU) for slot in range(context_size)]
+    ys = [torch.randn(sum(e.receive_rows), 2, 3, generator=draw, dtype=torch.float64) for e in exchanges]
+
+    def rank(mesh):
+        slot = mesh.context.rank
+        x, y, exchange = xs[slot], ys[slot], exchanges[slot]
+        fetched = fetch_keys(x[..., :2], x[..., 2:], exchange, mesh.context).wait()
+        returned = return_key_grads(y, exchange, mesh.context).wait()
+        home = add_rows(torch.zeros_like(x), returned, exchange.returns)
+        return (fetched * y).sum(), (x * home).sum()
+
+    there, back = zip(*outcomes(loopback_meshes(context_size), rank), strict=True)
+    assert torch.stack(there).sum().item() == pytest.approx(torch.stack(back).sum().item(), abs=1e-10)
+
+
+def test_a_row_that_several_slots_borrow_gets_the_sum_of_their_gradients():
+    """Row 0 of the document is needed by both other slots: 1 + 1, not 1."""
+    plan = Plan((3,), 3, ((Piece(0, 0, 1),), (Piece(0, 1, 2),), (Piece(0, 2, 3),)))
+
+    def rank(mesh):
+        exchange = compile_exchange(plan, mesh.context.rank, None, CPU)
+        ones = torch.ones(sum(exchange.receive_rows), 1, 1)
+        returned = return_key_grads(ones, exchange, mesh.context).wait()
+        return add_rows(torch.zeros(1, 1, 1), returned, exchange.returns).item()
+
+    assert outcomes(loopback_meshes(3), rank) == [2.0, 1.0, 0.0]
+
+
+def test_a_pack_of_whole_documents_posts_no_collective():
+    plan = compile_plan([64] * 8, 4)
+    assert not plan.cut_documents
+
+    class NoAxis:
+        def all_to_all(self, *message):
+            raise AssertionError(f"a collective was posted: {message[-1]}")
+
+    for slot in range(4):
+        exchange = compile_exchange(plan, slot, None, CPU)
+        kv = torch.ones(plan.tokens(slot), 1, 2)
+        assert exchange.silent
+        assert len(fetch_keys(kv, kv, exchange, NoAxis()).wait()) == 0
+        return_key_grads(kv[:0], exchange, NoAxis()).wait()
+
+
+def test_half_precision_gradients_are_summed_in_float32():
+    """bfloat16 counts in steps of 2 from 256 on: 256 + 1 + 1 is 258 in float32 and stays 256 added one by one."""
+    sums = compile_row_sums(torch.tensor([0, 0]), 1)
+    total, ones = torch.full((1, 1, 1), 256.0).bfloat16(), torch.ones(2, 1, 1).bfloat16()
+    assert add_rows(total, ones, sums).item() == 258.0
+
+
+@given(st.lists(st.integers(0, 5), max_size=12))
+def test_rows_are_added_at_their_targets(targets):
+    sums = compile_row_sums(torch.tensor(targets, dtype=torch.int64), 6)
+    source = torch.arange(1.0, len(targets) + 1).reshape(-1, 1, 1)
+    want = [sum(i + 1.0 for i, target in enumerate(targets) if target == row) for row in range(6)]
+    assert add_rows(torch.zeros(6, 1, 1), source, sums).flatten().tolist() == want
+    assert [sums.sources[a:b].tolist() for a, b in zip(sums.edges, sums.edges[1:], strict=False)] == [
+        [i for i, target in enumerate(targets) if target == row] for row in range(6)
+    ]

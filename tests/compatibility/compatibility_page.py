@@ -1,0 +1,101 @@
+"""docs/compatibility.md as text, from the markers of this folder's tests and what a run measured."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+
+import accelerate_runs
+import pytest
+
+_TOP = """<!-- Written by `pytest tests/compatibility --write-docs`; do not edit. -->
+# Compatibility
+
+An HSAP run is the data-parallel run: the same batches on the same ranks, with documents shared inside each group. Every
+row below is a test in tests/compatibility, on four CPU ranks over gloo, in float32 where nothing else is said. Where
+the second column says plain DDP, both ways train, with AdamW (DPO, KTO, GRPO and the bare loops: SGD), and every logged
+loss and gradient norm, evaluation, the learning rate, token counts and the final weights are compared. Listed is the
+largest difference of anything the test compares.
+
+| | supported | where it was run |
+|---|---|---|
+| torch | 2.10 and newer | 2.13 (CPU), 2.11 (H200) |
+| transformers | 5.9 and newer | 5.23; the core also with 5.17 in `.ci/run`, and with 5.9 by hand |
+| accelerate | 1.12 and newer | 1.15 |
+| trl | 1.16 | 1.16 |
+| peft | 0.18 and newer | 0.21 |
+
+FSDP2 is compared through torch's own `fully_shard`, which runs on CPUs; accelerate turns FSDP2 on for GPUs only, and
+that way of starting it is not in this table.
+
+## Exact
+
+"""
+_REFUSED = """
+## Refused
+
+On every rank, in these words: by `enable_hsap` or, where accelerate is configured after it, by the first batch; the
+last two by `prepare_trainer` and by the reference model's first forward.
+
+| what | words |
+|---|---|
+"""
+_NOTES = """
+## Worth knowing
+
+* **torch_compile** compiles everything but the deal and attention, which change with every batch: one graph break
+  before the model and one around each attention. Lengths differ between batches, so steps recompile until shapes are
+  dynamic. The default backend (inductor) ran once by hand on two CPU ranks: losses within 4.8e-7.
+* **A loss taken as a mean.** A forward without `num_items_in_batch` returns the mean over the supervised tokens of the
+  *group*. Plain data parallelism takes the mean over each rank's tokens and averages those, which weighs a token of a
+  short batch more. Trainer always passes `num_items_in_batch`, so there both are the same number.
+* **Padding** is dropped, not computed: logits returned to the caller hold zeros there.
+* **Timeouts.** `timeout_seconds` counts where HSAP waits for a batch; where Trainer gathers token counts before it,
+  `TrainingArguments.ddp_timeout` counts.
+* **Resuming** is bitwise where DDP's own sums are: DDP orders its buckets anew after the first step of a process
+  unless `ddp_find_unused_parameters` is set, and plain DDP then resumes with rounding too (2e-9 here).
+* **Stock packs that leak.** GPT-OSS and OPT build their stock mask without `position_ids` (transformers 5.23): packed
+  documents see each other there, with or without HSAP on one rank. With HSAP on several ranks they do not.
+
+## A bare Accelerate loop
+
+What follows is run by the tests, as plain data parallelism and in groups.
+
+```python
+"""
+
+
+_IMPORTS = """import torch
+from accelerate import Accelerator
+
+from hsap_hf import HsapPlugin, enable_hsap
+
+
+"""
+
+
+def page(items: Iterable[pytest.Item], shown: dict[str, list[float | str]]) -> str:
+    """The whole file; what was not measured shows `-`."""
+    exact, refused = ({}, {})
+    for item in items:
+        for marker in item.iter_markers("shows"):
+            exact[marker.args[0]] = marker.args[1]
+        for marker in item.iter_markers("refuses"):
+            refused[marker.args[0]] = None
+    rows = [f"| {feature} | {against} | {_figure(shown.get(feature))} |" for feature, against in exact.items()]
+    words = [f"| {what} | {_words(shown.get(what))} |" for what in refused]
+    head = "| feature | compared with | largest difference |\n|---|---|---|\n"
+    loop = _IMPORTS + inspect.getsource(accelerate_runs.loop)
+    return _TOP + head + "\n".join(rows) + "\n" + _REFUSED + "\n".join(words) + "\n" + _NOTES + loop + "```\n"
+
+
+def _figure(found: list[float | str] | None) -> str:
+    numbers = [one for one in found or [] if not isinstance(one, str)]
+    return f"{max(numbers):.1e}" if numbers else "-"
+
+
+def _words(found: list[float | str] | None) -> str:
+    if not found:
+        return "-"
+    words = " ".join(str(found[0]).split())
+    return words.partition("this job: - ")[2] or words
