@@ -95,7 +95,9 @@ def _serve(rank: int, size: int, port: int, pipe: Any) -> None:
             path, function, args, kwargs = pickle.loads(request)
             sys.path[:] = path
             module, _, name = function.partition(":")
-            answer = (True, getattr(importlib.import_module(module), name)(*args, **kwargs))
+            called = getattr(importlib.import_module(module), name)
+            gc.freeze()  # what libraries hold is never garbage; accelerate collects often, and would look at all of it
+            answer = (True, called(*args, **kwargs))
             _leave_groups()
         except BaseException:
             answer = (False, "raised\n" + traceback.format_exc())

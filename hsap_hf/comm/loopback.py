@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hsap_hf.comm.axis import Pending, Traffic, count_received
+from hsap_hf.comm.mesh import HsapMesh
 
 T = TypeVar("T")
 
@@ -67,6 +68,12 @@ def loopback_grid(context_size: int, ulysses_size: int) -> list[tuple[LoopbackAx
         for c in range(context_size)
         for u in range(ulysses_size)
     ]
+
+
+def lone_mesh() -> HsapMesh:
+    """The mesh of a job with one rank."""
+    group, context, ulysses = loopback_grid(1, 1)[0]
+    return HsapMesh(context, ulysses, group, group, group, replica=0, num_replicas=1)
 
 
 def run_ranks(size: int, body: Callable[[int], T]) -> list[T]:

@@ -1,8 +1,10 @@
 """Shapes of models, as far as time, bytes and memory depend on them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hsap_hf.errors import PlanError
+from hsap_hf.planner.documents import pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,15 @@ class Model:
         """All weights, norms left out."""
         tables = 1 if self.tied_embeddings else 2
         return self.num_layers * self.layer_weights + tables * self.vocab_size * self.hidden_size
+
+    def train_flops(self, lengths: Sequence[int]) -> int:
+        """FLOP of forward and backward on documents that attend themselves alone; recomputed layers do not count.
+
+        6 a weight and token, the output layer's weights among them; 12 a query-key pair, query head and element.
+        """
+        weights = self.num_layers * self.layer_weights + self.vocab_size * self.hidden_size
+        work = self.num_layers * self.num_query_heads * self.head_dim * sum(pairs(0, length) for length in lengths)
+        return 6 * weights * sum(lengths) + 12 * work
 
     def kv_heads_per_rank(self, ulysses_size: int) -> int:
         """Key-value heads that a rank holds once heads are traded; some are copies where ranks outnumber them.

@@ -27,7 +27,7 @@ def run(recipe: Recipe, *, only_verify: bool = False, trust_remote_code: bool = 
     """
     arguments = build_training_arguments(recipe)
     _check_world(arguments.world_size)
-    corpus = _documents(recipe, arguments)
+    corpus = load_corpus(recipe, arguments)
     model = load_model(recipe.model, arguments.seed, trust_remote_code=trust_remote_code)
     vocabulary = causal_model(model).config.vocab_size
     if corpus.tokenizer is not None and len(corpus.tokenizer) > vocabulary:
@@ -78,8 +78,8 @@ def _check_world(world_size: int) -> None:
         )
 
 
-def _documents(recipe: Recipe, arguments: Any) -> Corpus:
-    """Rank 0 of a machine reads and tokenizes first, the others find its cache."""
+def load_corpus(recipe: Recipe, arguments: Any) -> Corpus:
+    """The recipe's documents. Rank 0 of a machine reads and tokenizes first, the others find its cache."""
     options = asdict(recipe.data)
     source, tokenizer = options.pop("source"), options.pop("tokenizer")
     with arguments.main_process_first(desc="tokenize"):

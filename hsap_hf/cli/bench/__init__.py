@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hsap_hf.cli.bench.longest import longest
 from hsap_hf.cli.bench.plan import plan
+from hsap_hf.cli.bench.train import train
 from hsap_hf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Measure on the machine at hand, or predict.", no_args_is_help=True)
 app.command("plan")(plan)
+app.command("train")(train)
+app.command("longest")(longest)
 
 
 @app.command()

@@ -1,18 +1,17 @@
-"""One rank of `hsap bench attention --nproc N`: started by torch.distributed.run, writes its rows into a file."""
+"""One rank of `hsap bench attention --nproc N`: started by torch.distributed.run."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hsap_hf.cli.bench.job import answer
 from hsap_hf.cli.bench.peers import llama3_way, missing_peer, zigzag_way
 from hsap_hf.cli.bench.request import Request
 from hsap_hf.cli.bench.timing import median_ms
@@ -20,7 +19,6 @@ from hsap_hf.cli.bench.ways import Received, Way, hsap_way
 from hsap_hf.cli.bench.whole_pack import WholePack, draw_pack
 from hsap_hf.comm import HsapMesh, build_mesh
 from hsap_hf.config import HsapPlugin
-from hsap_hf.errors import ConfigError, HsapError
 
 RESULTS = ("out", "dq", "dk", "dv")
 _WAIT_SECONDS = 24 * 3600.0
@@ -189,22 +187,12 @@ def _nothing(note: str | None) -> dict[str, Any]:
     return {"note": note, **dict.fromkeys((*empty, *traffic))}
 
 
-def main(arguments: list[str]) -> int:
-    """0 good, 1 failed, 2 bad configuration; an error of ours is one text, without a traceback."""
-    request_file, rows_file = map(Path, arguments)
-    try:
-        from accelerate import PartialState
+def _answer(request: dict[str, Any]) -> list[dict[str, Any]]:
+    from accelerate import PartialState
 
-        state = PartialState(cpu=not torch.cuda.is_available())
-        rows = measure(Request.read(request_file), state.device, state.num_processes)
-    except HsapError as error:
-        rank = os.environ.get("RANK", "0")
-        print(f"rank {rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)  # noqa: T201
-        return 2 if isinstance(error, ConfigError) else 1
-    if state.is_main_process:
-        rows_file.write_text(json.dumps(rows))
-    return 0
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return measure(Request.of(request), state.device, state.num_processes)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answer(sys.argv[1:], _answer))

@@ -1,19 +1,17 @@
-"""What `hsap bench attention --nproc N` asks of its ranks: checked before one starts, answered through a file."""
+"""What `hsap bench attention --nproc N` asks of its ranks: checked before one starts."""
 
 from __future__ import annotations
 
-import json
 import re
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import typer
 
+from hsap_hf.cli.bench.job import SLOW_LINK, ask
 from hsap_hf.cli.bench.whole_pack import Shape
-from hsap_hf.errors import ConfigError, HsapError
+from hsap_hf.errors import ConfigError
 
 RANKS_PROGRAM = "hsap_hf.cli.bench.ranks"
 
@@ -29,15 +27,10 @@ class Request:
     repeats: int
 
     @classmethod
-    def read(cls, path: Path) -> Request:
-        """What `write` wrote."""
-        content = json.loads(path.read_text())
-        splits = [(context, ulysses) for context, ulysses in content.pop("splits")]
-        return cls(shape=Shape(**content.pop("shape")), splits=splits, **content)
-
-    def write(self, path: Path) -> None:
-        """As JSON."""
-        path.write_text(json.dumps(asdict(self)))
+    def of(cls, content: Mapping[str, Any]) -> Request:
+        """From what `asdict` makes of it, through JSON."""
+        splits = [(context, ulysses) for context, ulysses in content["splits"]]
+        return cls(**{**content, "shape": Shape(**content["shape"]), "splits": splits})
 
 
 def read_splits(texts: Sequence[str] | None, ranks: int) -> list[tuple[int, int]]:
@@ -60,19 +53,11 @@ def read_splits(texts: Sequence[str] | None, ranks: int) -> list[tuple[int, int]
 
 def measure(request: Request, ranks: int, *, slow_link: bool) -> list[dict[str, Any]]:
     """Start the ranks and return their rows. Raises ConfigError for what cannot run, before any rank starts."""
-    from hsap_hf.train.launch import launch_ranks
-
     _check(request, ranks)
-    environment = {"NCCL_P2P_DISABLE": "1"} if slow_link else {}
-    with tempfile.TemporaryDirectory(prefix="hsap_") as folder:
-        asked, answered = Path(folder, "request.json"), Path(folder, "rows.json")
-        request.write(asked)
-        code = launch_ranks(RANKS_PROGRAM, ranks, [str(asked), str(answered)], environment)
-        if code:
-            raise typer.Exit(code)
-        if not answered.is_file():
-            raise HsapError("the ranks ended without an answer; run again, and look at what they print.")
-        return json.loads(answered.read_text())
+    code, rows = ask(RANKS_PROGRAM, asdict(request), ranks, SLOW_LINK if slow_link else {})
+    if code:
+        raise typer.Exit(code)
+    return rows
 
 
 def _check(request: Request, ranks: int) -> None:

@@ -1,0 +1,83 @@
+"""`hsap bench longest`: the longest document that trains, found by training ever longer ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from hsap_hf.cli.bench.train import AsJson, RecipeAndOverrides, Run, Shape, read_run
+from hsap_hf.errors import ConfigError
+
+
+def longest(
+    arguments: RecipeAndOverrides = None,
+    nproc: Annotated[
+        list[int] | None, typer.Option("--nproc", min=1, help="Ranks that share it; several times. Default: 1 and 2.")
+    ] = None,
+    model: Shape = None,
+    start: Annotated[int, typer.Option(min=1, help="Tokens of the first document tried.")] = 8192,
+    stop: Annotated[int, typer.Option(help="Tokens of the longest document tried.")] = 8_388_608,
+    precision: Annotated[float, typer.Option(help="How far below the limit is near enough: a fraction.")] = 0.03,
+    as_json: AsJson = False,
+) -> None:
+    """The longest single document that trains with this recipe, on so many ranks: Trainer steps until memory ends.
+
+    Every length is tried in ranks of its own, so that one that does not fit spoils nothing. On CPUs memory has no
+    sharp end: there, set hsap.max_tokens_per_rank.
+    """
+    if not 0 < precision < 1 or stop < start:
+        raise ConfigError(f"--precision {precision}: needs more than 0, less than 1; --stop {stop}: at least --start.")
+    rows: list[dict[str, Any]] = []
+    for ranks in nproc or [1, 2]:
+        run = read_run(arguments, model, ranks, slow_link=False)
+        tried: dict[int, dict[str, Any]] = {}
+        tokens = find_longest(lambda length: _fits(run, length, tried), start, stop, precision)  # noqa: B023
+        if tokens is None:
+            raise ConfigError(f"{ranks} ranks: a document of {start:,} tokens does not fit. Give a smaller --start.")
+        rows.append({"ranks": ranks, "tokens": tokens, "tried": sorted(tried), **_kept(tried[tokens])})
+    for row in rows:
+        row["of_first"] = row["tokens"] / rows[0]["tokens"]
+    typer.echo(json.dumps(rows)) if as_json else _table(rows)
+
+
+def find_longest(fits: Callable[[int], bool], start: int, stop: int, precision: float) -> int | None:
+    """A length up to `stop` that fits, within `precision` of one that does not; None where `start` does not fit."""
+    if not fits(start):
+        return None
+    good, bad = start, stop + 1
+    while bad - good > max(1, precision * good):
+        length = min(2 * good, stop) if bad > stop else (good + bad) // 2
+        if fits(length):
+            good = length
+        else:
+            bad = length
+    return good
+
+
+def _fits(run: Run, length: int, tried: dict[int, dict[str, Any]]) -> bool:
+    tried[length] = run.measure((run.ranks, 1), [length], steps=1)
+    return tried[length]["note"] is None
+
+
+def _kept(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("device", "dtype", "weights", "peak_gib", "step_ms", "tokens_per_second")}
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    first = rows[0]
+    title = f"longest document on {first['device']}, {first['dtype']}, {first['weights']:,} weights"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("ranks", "tokens", "of the first", "GiB", "ms a step", "tokens/s"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        gib = "-" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
+        speeds = f"{row['step_ms']:,.1f}", f"{row['tokens_per_second']:,.0f}"
+        table.add_row(str(row["ranks"]), f"{row['tokens']:,}", f"{row['of_first']:.2f}", gib, *speeds)
+    Console().print(table)

@@ -1,0 +1,167 @@
+"""One rank of `hsap bench train` and `hsap bench longest`: started by torch.distributed.run.
+
+Trains a few steps of a recipe with one split of the ranks, Trainer and all, and times them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from hsap_hf.attention import compile_tables
+from hsap_hf.cli.bench.drawn_packs import DrawnPacks
+from hsap_hf.cli.bench.job import answer
+from hsap_hf.cli.bench.step_times import StepClock, Waits, watch
+from hsap_hf.cli.bench.timing import median_ms
+from hsap_hf.cli.shapes import shape_of
+from hsap_hf.comm import HsapMesh, build_mesh, compile_deal, device_type_of, world_size
+from hsap_hf.comm.loopback import lone_mesh
+from hsap_hf.config import HsapPlugin
+from hsap_hf.data import HsapDataCollator, PackedDataset
+from hsap_hf.errors import ConfigError
+from hsap_hf.hf import HsapHandle, causal_model, check_model_support
+from hsap_hf.planner import Plan, compile_plan
+from hsap_hf.train.model import load_model
+from hsap_hf.train.recipe import Recipe, build_training_arguments, load_recipe
+from hsap_hf.train.report import compute_dtype
+from hsap_hf.train.run import load_corpus
+
+WARMUP = 2
+"""Steps before the first that counts: the optimizer allocates its state, allocators and kernels settle."""
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bfloat16 FLOP/s of a GPU's data sheet, by a word of its name."""
+_OVERRIDES = ("save_strategy='no'", "eval_strategy='no'", "logging_steps=1", "report_to=none", "disable_tqdm=true")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The request."""
+
+    recipe_file: str
+    overrides: list[str]
+    split: tuple[int, int]
+    """(context, ulysses). 1, 1 is data parallelism: every rank computes what it brings, on the same kernel."""
+    lengths: list[int] | None
+    """Documents of every pack; None: the recipe's own packs."""
+    steps: int
+
+    def recipe(self) -> Recipe:
+        """The recipe to train, with nothing on top of the steps."""
+        training = [f"training.{text}" for text in (*_OVERRIDES, f"max_steps={WARMUP + self.steps}")]
+        return load_recipe(self.recipe_file, [*self.overrides, *training])
+
+
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    """Train the steps; what they took, the largest of all ranks."""
+    asked = Asked(**request)
+    recipe = asked.recipe()
+    arguments = build_training_arguments(recipe)
+    model = load_model(recipe.model, arguments.seed)
+    check_model_support(model)
+    base = causal_model(model)
+    dataset = _packs(asked, recipe, arguments, base.config.vocab_size)
+    timed = _timed_lengths(dataset, arguments.gradient_accumulation_steps, asked.steps)
+    plugin = replace(recipe.hsap, context_size=asked.split[0], ulysses_size=asked.split[1])
+    mesh = build_mesh(plugin, device_type_of(base)) if world_size() > 1 else lone_mesh()
+    cuda = arguments.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    times, losses = _train(model, plugin, mesh, arguments, dataset)
+    peak_gib = torch.cuda.max_memory_allocated() / 2**30 if cuda else math.nan
+    own = torch.tensor([*times.values(), peak_gib], dtype=torch.float64)
+    *slowest, peak_gib = mesh.world_host.all_gather(own, "gather measurements").amax(0).tolist()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "torch": torch.__version__,
+        "dtype": compute_dtype(model, arguments),
+        "weights": base.num_parameters(),
+        **dict(zip(times, slowest, strict=True)),
+        "peak_gib": peak_gib if cuda else None,
+        "losses": losses,
+        **_speeds(timed, slowest[0] / 1e3, base.config, arguments.world_size),
+    }
+
+
+def _train(
+    model: Any, plugin: HsapPlugin, mesh: HsapMesh, arguments: TrainingArguments, dataset: Dataset[Any]
+) -> tuple[dict[str, float], list[float]]:
+    """Times of this rank in milliseconds, the step's first; and the losses of all steps."""
+    waits = Waits(arguments.device)
+    clock = StepClock(waits, mesh.world_host)
+    with HsapHandle(model, plugin, watch(mesh, waits)) as handle:
+        clock.watch_deals(causal_model(model))
+        trainer = Trainer(model, arguments, train_dataset=dataset, data_collator=HsapDataCollator(), callbacks=[clock])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        assert handle.plan is not None
+        plan_ms = _plan_ms(handle.plan, mesh, arguments.device)
+    medians = {name: statistics.median(found[WARMUP:]) for name, found in clock.times.items()}
+    return {**medians, "plan_ms": plan_ms}, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _packs(asked: Asked, recipe: Recipe, arguments: TrainingArguments, vocab_size: int) -> DrawnPacks | PackedDataset:
+    """The same packs, in parts for every rank, whatever the split."""
+    ranks = arguments.world_size
+    if asked.lengths is not None:
+        packs = arguments.gradient_accumulation_steps * arguments.max_steps
+        return DrawnPacks(asked.lengths, packs, ranks, vocab_size)
+    documents = load_corpus(recipe, arguments).documents
+    return PackedDataset(documents, pack_tokens=recipe.packing.pack_tokens, group_size=ranks, seed=recipe.packing.seed)
+
+
+def _timed_lengths(dataset: DrawnPacks | PackedDataset, accumulated: int, steps: int) -> list[list[int]]:
+    """Documents of every step that counts. Raises ConfigError where the data set ends before."""
+    if dataset.num_packs < accumulated * (WARMUP + steps):
+        raise ConfigError(
+            f"{steps} steps, {WARMUP} to warm up, of {accumulated} packs each need more packs than the recipe's "
+            f"{dataset.num_packs}. Lower --steps, or give --lengths."
+        )
+    return [
+        [span.tokens for index in range(step * accumulated, (step + 1) * accumulated) for span in dataset.pack(index)]
+        for step in range(WARMUP, WARMUP + steps)
+    ]
+
+
+def _plan_ms(plan: Plan, mesh: HsapMesh, device: torch.device) -> float:
+    """Plan, deal and one window's tables of a batch that was not met before."""
+
+    def compile_all() -> None:
+        new = compile_plan(plan.lengths, mesh.context.size, ranks_per_node=mesh.slots_per_node)
+        compile_deal(new, _counts(len(plan.lengths), mesh.group.size), mesh.ulysses.size, mesh.group.rank, device)
+        compile_tables(new, mesh.context.rank, None, device)
+
+    return median_ms(compile_all, 10, torch.device("cpu"))
+
+
+def _counts(documents: int, ranks: int) -> list[int]:
+    return [documents * (rank + 1) // ranks - documents * rank // ranks for rank in range(ranks)]
+
+
+def _speeds(timed: Sequence[Sequence[int]], seconds: float, config: Any, ranks: int) -> dict[str, float | None]:
+    """Tokens and model FLOP a second; recomputed layers do not count, nor does attention between documents."""
+    tokens = sum(chain.from_iterable(timed)) / len(timed)
+    flops = peak = None
+    if not any(hasattr(config, name) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        shape = shape_of(config, config.model_type)
+        flops = sum(shape.train_flops(lengths) for lengths in timed) / len(timed) / seconds / ranks
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+        peak = next((speed for word, speed in PEAK_FLOPS.items() if word in name), None)
+    return {
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+        "tflops_per_rank": None if flops is None else flops / 1e12,
+        "utilisation": None if flops is None or peak is None else flops / peak,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(answer(sys.argv[1:], measure))

@@ -1,0 +1,135 @@
+"""`hsap bench train` and `hsap bench longest`: every way trains the same losses, and what is counted is right."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from launched import HSAP, launch
+from small import small_llama
+from tiny_recipe import write_recipe
+from torch.utils.flop_counter import FlopCounterMode
+
+from hsap_hf.cli.bench.drawn_packs import DrawnPacks
+from hsap_hf.cli.bench.longest import find_longest
+from hsap_hf.cli.bench.train import find_problems
+from hsap_hf.cli.shapes import shape_of
+
+SPLITS = [(1, 1), (4, 1), (2, 2), (1, 4)]
+LENGTHS = [150, 40, 9, 9, 1, 30]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return write_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.fixture(scope="module", params=[None, LENGTHS], ids=["recipe", "lengths"])
+def rows(gloo, recipe, request):
+    """What four ranks measured, by split."""
+    asked = {"recipe_file": str(recipe), "overrides": [], "lengths": request.param, "steps": 2}
+    run = "hsap_hf.cli.bench.steps:measure"
+    return {split: gloo.run(run, {**asked, "split": split}) for split in SPLITS}
+
+
+def test_all_ways_train_the_losses_of_data_parallelism(rows):
+    expected = rows[1, 1][0]["losses"]
+    assert len(expected) == 4
+    assert len(set(expected)) == 4, "it trains"
+    for found in rows.values():
+        assert found[0]["losses"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_is_measured_is_consistent(rows):
+    for split, (row, *others) in rows.items():
+        assert all(other["step_ms"] == row["step_ms"] for other in others), "the slowest rank counts everywhere"
+        assert row["plan_ms"] > 0
+        assert 0 < row["deal_ms"] < row["step_ms"]
+        assert (row["exposed_ms"] > 0) == (split != (1, 1)), "only data parallelism waits for nobody's keys"
+        assert row["tokens"] == rows[1, 1][0]["tokens"] > 0
+        assert row["tokens_per_second"] * row["step_ms"] / 1e3 == pytest.approx(row["tokens"])
+
+
+def test_drawn_packs_hold_their_documents_in_another_order_each():
+    packs = DrawnPacks(LENGTHS, num_packs=3, num_parts=2, vocab_size=50)
+    parts = [packs[item] for item in range(6)]
+    assert len({packs.pack(index) for index in range(3)}) == 3
+    for index in range(3):
+        positions = [p for part in parts[2 * index : 2 * index + 2] for p in part["position_ids"]]
+        edges = [row for row, position in enumerate(positions) if position == 0] + [len(positions)]
+        assert sorted(b - a for a, b in pairwise(edges)) == sorted(LENGTHS)
+    for part in parts:
+        rows = zip(part["input_ids"], part["labels"], part["position_ids"], strict=True)
+        assert all(label == (-100 if position == 0 else token) for token, label, position in rows)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 64])
+def test_model_flops_are_what_torch_counts(tokens):
+    """torch counts the eager attention's whole square; ours is the causal half with the diagonal."""
+    model = small_llama(attn_implementation="eager")
+    shape, ids = shape_of(model.config, "small"), torch.arange(tokens)[None] % model.config.vocab_size
+    with FlopCounterMode(display=False) as counted:
+        model(ids, labels=ids, use_cache=False).loss.backward()
+    future = tokens * (tokens - 1) // 2
+    masked = 12 * shape.num_layers * shape.num_query_heads * shape.head_dim * future
+    assert counted.get_total_flops() == shape.train_flops([tokens]) + masked
+
+
+@given(limit=st.integers(10, 5_000), stop=st.integers(10, 5_000), precision=st.floats(0.01, 0.9))
+def test_the_longest_is_found_within_the_precision(limit, stop, precision):
+    tried = []
+    found = find_longest(lambda tokens: tried.append(tokens) or tokens <= limit, 10, stop, precision)
+    assert found in tried
+    assert found <= min(limit, stop)
+    assert min(limit, stop) - found <= max(1, precision * found)
+    assert len(tried) == len(set(tried)) <= 30
+    assert max(tried) <= stop
+
+
+def test_nothing_is_found_where_the_first_does_not_fit():
+    assert find_longest(lambda tokens: False, 10, 100, 0.1) is None
+
+
+def test_ways_are_held_against_data_parallelism(recipe, tmp_path):
+    """The whole command; with 5 query heads there is no Ulysses of 2 to compare with."""
+    heads = [f"model.config.{name}=5" for name in ("num_attention_heads", "num_key_value_heads")]
+    words = [recipe, *heads, "model.config.hidden_size=40", "--steps", 1, "--nproc", 2, "--json"]
+    ended = launch(HSAP, "bench", "train", *words, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert ended.code == 0, ended.err
+    baseline, row = json.loads(ended.out)
+    assert [baseline["way"], row["way"], row["split"]] == ["data parallel", "hsap", "2x1"]
+    assert row["loss_difference"] < 1e-5
+    assert row["speedup"] == pytest.approx(baseline["step_ms"] / row["step_ms"])
+
+
+def test_the_longest_document_that_fits(recipe, tmp_path):
+    search = ["--nproc", 2, "--start", 64, "--stop", 100, "--precision", 0.57, "--json"]
+    words = [recipe, "hsap.max_tokens_per_rank=40", *search]
+    ended = launch(HSAP, "bench", "longest", *words, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert ended.code == 0, ended.err
+    (row,) = json.loads(ended.out)
+    assert (row["tokens"], row["tried"]) == (64, [64, 100])
+    assert "max_tokens_per_rank is 40" in ended.err
+
+
+@pytest.mark.parametrize(("loss_difference", "problems"), [(1e-6, 0), (1e-2, 1), (float("nan"), 1), (None, 0)])
+def test_another_loss_is_a_problem(loss_difference, problems):
+    row = {"pack": "p", "way": "hsap", "split": "2x1", "dtype": "float32", "loss_difference": loss_difference}
+    assert len(find_problems([row])) == problems
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--model", "llama-9"], "llama-9: not one of llama-3-8b"),
+        (["--pack", "one"], "give both"),
+        (["--split", "3x1"], "must be the 2 ranks"),
+        (["training.max_stepz=3"], "max_stepz"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_any_rank_starts(hsap, words, text):
+    code, _, err = hsap("bench", "train", *words)
+    assert code == 2
+    assert text in err
