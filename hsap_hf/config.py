@@ -28,6 +28,10 @@ class HsapPlugin:
     return_logits: Literal["none", "dealt", "brought"] = "none"
     """Logits a forward with labels returns: none, those of the dealt tokens, or those of the caller's own batch."""
 
+    borrowed_keys: Literal["auto", "keep", "fetch_again"] = "auto"
+    """Keys of other slots, between forward and backward: kept, or fetched again, which costs an exchange and saves
+    memory. "auto": kept while a layer's take no more than the slot's own tensors, or where it is recomputed anyway."""
+
     max_tokens_per_rank: int | None = None
     """Refuse a pack that would deal more tokens than this to one rank. None: no limit."""
 
@@ -36,7 +40,8 @@ class HsapPlugin:
     exchanges on the device have the limits of their backend."""
 
     debug: bool = False
-    """Fill receive buffers with NaN before every exchange, so that a row nobody sent cannot pass unseen."""
+    """Fill receive buffers with NaN before every exchange, so that a row nobody sent cannot pass unseen, and end the
+    job where a rank's loss is not finite, before its backward. Costs a synchronisation of all ranks a forward."""
 
     def __post_init__(self) -> None:
         problems = field_problems(HsapPlugin, asdict(self), "hsap")

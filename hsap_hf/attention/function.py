@@ -32,6 +32,9 @@ class Call:
     heads: HeadShare
     kernel: Kernel
     scores: Scores
+    keep_borrowed: bool = True
+    """Keep borrowed rows for the backward; else they are fetched again, which costs an exchange and saves memory.
+    The same on all slots."""
 
 
 def attend(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Tensor | None = None) -> Tensor:
@@ -39,7 +42,9 @@ def attend(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Ten
     return HsapAttention.apply(call, q_TNH, k_TGH, v_TGH, sinks_N)
 
 
-Saved = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "Tensor | None"]
+Saved = tuple[Tensor, Tensor, Tensor, "Tensor | None", Tensor, Tensor, "Tensor | None"]
+"""q, k, v, borrowed rows where they are kept, out, lse, sinks"""
+Grads = tuple[Tensor, Tensor, Tensor]
 
 
 class HsapAttention(torch.autograd.Function):
@@ -58,7 +63,7 @@ class HsapAttention(torch.autograd.Function):
 
 
 def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Tensor | None) -> tuple[Tensor, Saved]:
-    """The output [T, N, Hv] and what `backward` needs (borrowed rows are kept)."""
+    """The output [T, N, Hv] and what `backward` needs."""
     tables, local, remote = call.tables, call.tables.local, call.tables.remote
     q = scatter_heads(q_TNH, call.rows, call.ulysses).contiguous()
     k, v = (x.contiguous() for x in _scatter_pair(call, k_TGH, v_TGH))
@@ -78,32 +83,32 @@ def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Te
     sinks = None if sinks_N is None else sinks_N.unflatten(0, (call.ulysses.size, -1))[call.ulysses.rank]
     if sinks is not None:
         out, lse = add_sinks(out, lse, sinks)
-    return gather_heads(out, call.rows, call.ulysses), (q, k, v, borrowed, out, lse, sinks)
+    kept = borrowed if call.keep_borrowed else None
+    return gather_heads(out, call.rows, call.ulysses), (q, k, v, kept, out, lse, sinks)
 
 
 def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(grad_q, grad_k, grad_v, grad_sinks). Cut documents first: gradients of borrowed rows travel meanwhile."""
-    tables, gather, local, remote = call.tables, call.tables.gather, call.tables.local, call.tables.remote
+    tables, gather, remote = call.tables, call.tables.gather, call.tables.remote
     q, k, v, borrowed, out, lse, sinks = saved
+    again = fetch_keys(k, v, tables.exchange, call.context) if borrowed is None else None
     grad_out = scatter_heads(grad_TNH, call.rows, call.ulysses).contiguous()
     result = (grad_out, q, out, lse)
 
+    if again is not None:  # keys travel beside the local part, and their gradients after it
+        local_grads = _backward_local(call, *result, k, v)
+        borrowed = again.wait()
+    assert borrowed is not None
     grad_borrowed = torch.zeros_like(borrowed)
     if remote is not None:
         far_q, far_k, far_v = _backward_part(call, remote, *result, *_far_keys(gather, k, v, borrowed))
         far = torch.cat([far_k, far_v], -1)
         grad_borrowed = add_rows(grad_borrowed, far.index_select(0, gather.borrowed_at), gather.borrowed_sums)
     pending = return_key_grads(grad_borrowed, tables.exchange, call.context)
+    if again is None:
+        local_grads = _backward_local(call, *result, k, v)
 
-    if local is not None and len(local.rows) == len(q):
-        problem = Problem(q, k, v, local.segments, True, call.scores)
-        grad_q, grad_k, grad_v = call.kernel.backward(problem, grad_out, out, lse)
-    else:
-        grad_q, grad_k, grad_v = (x.new_zeros(x.shape) for x in (q, k, v))
-        if local is not None:
-            parts = _backward_part(call, local, *result, local.take(k), local.take(v))
-            for grad, part in zip((grad_q, grad_k, grad_v), parts, strict=True):
-                grad.index_copy_(0, local.rows, part)
+    grad_q, grad_k, grad_v = local_grads
     if remote is not None:
         remote.add_to(grad_q, far_q)
         if len(gather.own_rows):
@@ -146,9 +151,22 @@ def _forward_part(call: Call, part: Part, q: Tensor, k: Tensor, v: Tensor) -> tu
     return call.kernel.forward(Problem(part.take(q), k, v, part.segments, part.causal, call.scores))
 
 
+def _backward_local(call: Call, grad_out: Tensor, q: Tensor, out: Tensor, lse: Tensor, k: Tensor, v: Tensor) -> Grads:
+    """Of queries, keys and values of the whole slot; zeros where a row has no local part."""
+    local = call.tables.local
+    if local is not None and len(local.rows) == len(q):
+        return call.kernel.backward(Problem(q, k, v, local.segments, True, call.scores), grad_out, out, lse)
+    grads = q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
+    if local is not None:
+        parts = _backward_part(call, local, grad_out, q, out, lse, local.take(k), local.take(v))
+        for grad, part in zip(grads, parts, strict=True):
+            grad.index_copy_(0, local.rows, part)
+    return grads
+
+
 def _backward_part(
     call: Call, part: Part, grad_out: Tensor, q: Tensor, out: Tensor, lse: Tensor, k: Tensor, v: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Grads:
     problem = Problem(part.take(q), k, v, part.segments, part.causal, call.scores)
     return call.kernel.backward(problem, part.take(grad_out), part.take(out), part.take(lse, 1))
 

@@ -15,6 +15,8 @@ from hsap_hf.errors import HsapError, RankMismatchError
 
 _INLINE = 56
 """Lengths that travel in the header itself; a rank that brings more costs one more exchange."""
+_SAME_WEIGHTS = 1e-6
+"""Relative difference that rounding may leave; one step with gradients of single ranks leaves more, or soon does."""
 _TEXT = 1024
 """Bytes of an error text that reach the other ranks."""
 
@@ -49,29 +51,41 @@ def gather_batches(mesh: HsapMesh, lengths: Sequence[int], facts: Sequence[int],
     )
 
 
-def confirm(mesh: HsapMesh, error: Exception | None, plan: int) -> None:
+def confirm(mesh: HsapMesh, error: Exception | None, plan: int, weights: float = 0.0) -> None:
     """Every rank of the job calls this before anything is dealt.
 
-    Raises on all ranks with the same text where a rank has an `error`, or where the ranks of a group hold different
-    plans (given as a fingerprint).
+    plan: its fingerprint. weights: any measure of them, at least 0; 0 where a rank has none to compare.
+    Raises on all ranks with the same text where a rank has an `error`, where the ranks of a group hold different plans,
+    or where weights differ between any two ranks of the job.
     """
     world, replicas = mesh.world_host, mesh.num_replicas
-    votes = torch.full((1 + 2 * replicas,), torch.iinfo(torch.int64).min)
+    votes = torch.full((3 + 2 * replicas,), torch.iinfo(torch.int64).min)
     votes[0] = 0 if error is None else world.size - world.rank  # the largest is the lowest rank
     votes[1 + 2 * mesh.replica], votes[2 + 2 * mesh.replica] = plan, -plan
+    bits = torch.tensor(weights, dtype=torch.float64).view(torch.int64)  # in the order of the numbers, from 0 on
+    votes[-2], votes[-1] = bits, -bits
     agreed = world.all_reduce_max(votes, "agree on the batch")
     if agreed[0]:
         raise _spread(mesh, error, world.size - int(agreed[0]))
     for replica in range(replicas):
         if agreed[1 + 2 * replica] != -agreed[2 + 2 * replica]:
             raise _final(RankMismatchError(f"the ranks of replica {replica} compiled different plans for one batch."))
+    largest, smallest = (agreed[-2:] * torch.tensor([1, -1])).view(torch.float64).tolist()
+    if largest - smallest > _SAME_WEIGHTS * largest:  # not where weights are NaN: plain training goes on too
+        raise _final(
+            RankMismatchError(
+                f"weights differ between ranks (sampled sizes {smallest:.9g} to {largest:.9g}): gradients were not "
+                f"reduced over all {world.size} ranks, or models began differently. Let DDP or FSDP span all ranks; "
+                f"its default process group does."
+            )
+        )
 
 
 def announce(mesh: HsapMesh, num_facts: int, error: BaseException, patience_seconds: float = 5.0) -> None:
     """Tell the other ranks, who wait for this one's next batch, why it will not come. Never raises, never hangs."""
-    atexit.unregister(leave)  # others may be gone: ending in order may hang
     if getattr(error, "hsap_agreed", False):
         return
+    atexit.unregister(leave)  # others may be gone: ending in order may hang
     leave_words(error)
 
     def tell() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import sys
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import cast
@@ -62,8 +63,9 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
     def axis(process_group: dist.ProcessGroup) -> ProcessAxis:
         return ProcessAxis(process_group, plugin.timeout_seconds, plugin.debug)
 
-    atexit.unregister(leave)
-    atexit.register(leave)
+    for ending in (let_go, leave):  # the last one registered is the first that runs
+        atexit.unregister(ending)
+        atexit.register(ending)
     world_host = axis(host_world)
     return HsapMesh(
         context=axis(mesh.get_group("context")),
@@ -77,11 +79,17 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
     )
 
 
-def leave() -> None:
-    """End all groups while Python still runs: a gloo thread that lets go of a tensor later aborts the process.
+def let_go() -> None:
+    """Give gloo's threads a moment to let go of their last tensors, while Python still runs.
 
-    Source: github.com/pytorch/pytorch/pull/179291. Not after an error: others may be gone, and this would wait.
+    A thread that does so later aborts the process: it asks for Python's lock, and is unwound through C++ that forbids
+    it. Source: github.com/pytorch/pytorch/pull/179291.
     """
+    time.sleep(0.1)
+
+
+def leave() -> None:
+    """End all groups, which ends their threads. Not after an error: others may be gone, and this would wait."""
     if dist.is_initialized() and not hasattr(sys, "last_value"):
         dist.destroy_process_group()
 

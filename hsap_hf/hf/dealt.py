@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hsap_hf.attention import Call, Scores, SlotTables, choose_kernel, compile_tables
 from hsap_hf.comm import Deal, HsapMesh, rank_rows, share_heads
+from hsap_hf.config import HsapPlugin
 from hsap_hf.hf.documents import Brought
 from hsap_hf.planner import Plan
 
@@ -26,14 +27,17 @@ class DealtBatch:
         brought: Brought,
         tokens: Tensor,
         num_supervised: int,
-        kernel: str,
+        plugin: HsapPlugin,
+        recomputed: bool,
         tables: dict[int | None, SlotTables],
     ) -> None:
-        self.mesh, self.plan, self.deal, self.brought, self.kernel = mesh, plan, deal, brought, kernel
+        self.mesh, self.plan, self.deal, self.brought, self.plugin = mesh, plan, deal, brought, plugin
         self.tokens = tokens
         """[T, 3] int64: input id, position id, label of the next token, of the tokens this rank computes."""
         self.num_supervised = num_supervised
         """Tokens of the whole group whose label counts."""
+        self.recomputed = recomputed
+        """Layers run their forward again in the backward: activation checkpointing."""
         self.tables = tables
         """By attention window; compiled at the first layer that asks, kept with the plan."""
         self.handed_out = False
@@ -56,10 +60,21 @@ class DealtBatch:
                 ulysses=self.mesh.ulysses,
                 rows=rank_rows(self.plan.tokens(slot), self.mesh.ulysses.size),
                 heads=share_heads(q_TNH.shape[1], k_TGH.shape[1], self.mesh.ulysses.size, device),
-                kernel=choose_kernel(self.kernel, scores, q_TNH.shape[-1], v_TGH.shape[-1], dtype, device.type),
+                kernel=choose_kernel(self.plugin.kernel, scores, q_TNH.shape[-1], v_TGH.shape[-1], dtype, device.type),
                 scores=scores,
+                keep_borrowed=self._keeps_borrowed(q_TNH.shape[1], k_TGH.shape[1]),
             )
         return self._calls[key]
+
+    def _keeps_borrowed(self, heads: int, kv_heads: int) -> bool:
+        """Whether borrowed keys and values stay until the backward; from what all ranks of the group know alike.
+
+        Beside them stay a slot's own queries and outputs (`heads`), keys and values (`kv_heads`).
+        """
+        setting, plan = self.plugin.borrowed_keys, self.plan
+        if setting != "auto" or self.recomputed:
+            return setting != "fetch_again"
+        return plan.most_fetched * kv_heads <= plan.tokens(0) * (heads + kv_heads)
 
     def model_row(self) -> tuple[Tensor, Tensor, Tensor]:
         """input_ids, position_ids, shift_labels [1, max(T, 1)]; a rank without tokens gets one that never counts."""

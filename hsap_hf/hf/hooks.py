@@ -16,18 +16,21 @@ from torch import Tensor, nn
 from hsap_hf.attention import SlotTables
 from hsap_hf.comm import HsapMesh, compile_deal, confirm, gather_batches
 from hsap_hf.config import HsapPlugin
-from hsap_hf.errors import PackError, RankMismatchError, UnsupportedModelError
+from hsap_hf.errors import NonFiniteError, PackError, RankMismatchError, UnsupportedModelError
 from hsap_hf.hf.dealt import DealtBatch
 from hsap_hf.hf.documents import Brought, read_batch
 from hsap_hf.hf.interface import BATCH_KEY
 from hsap_hf.hf.outputs import brought_fields, brought_logits, brought_loss, rebuild
 from hsap_hf.hf.patch import AttentionPatch
 from hsap_hf.hf.strategies import refuse_strategies
+from hsap_hf.hf.weights import sampled_size
 from hsap_hf.planner import Plan, compile_plan
 
 NUM_FACTS = 4
 _KEPT_PLANS = 4
 """Plans kept with their tables: evaluation sets come back with the same lengths."""
+_COMPARED = frozenset(2**n for n in range(40))
+"""Batches after which ranks compare their weights: soon, and seldom."""
 _REPLACED = ("input_ids", "attention_mask", "position_ids", "labels", "shift_labels", "cu_seqlens", "seq_idx")
 _REPLACED += ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "use_cache", "return_dict")
 
@@ -86,6 +89,8 @@ class Dealer:
             # values in the order of its batch, and their gradients go back
             return None if dealt.handed_out and torch.is_grad_enabled() else brought_fields(dealt, outputs)
         loss, logits = outputs.loss, None
+        if self.plugin.debug and torch.is_grad_enabled() and loss is not None:
+            self._check_finite(dealt, loss)
         if not torch.is_grad_enabled() and dealt.brought.has_labels:
             loss = brought_loss(dealt, outputs.logits, _at_least_one(kwargs.get("num_items_in_batch")))
         if dealt.handed_out or self.plugin.return_logits == "dealt":
@@ -115,12 +120,14 @@ class Dealer:
         error: Exception | None = None
         brought: Brought | None = None
         plan: Plan | None = None
-        facts = [0] * NUM_FACTS
+        facts, weights = [0] * NUM_FACTS, 0.0
         try:
             if not self.batches:
                 refuse_strategies(self.patch.model)  # accelerate may have been configured after enable_hsap
             brought = read_batch(batch)
             facts = [brought.num_supervised, int(torch.is_grad_enabled()), *_bits(batch.get("num_items_in_batch"))]
+            if self.batches in _COMPARED and torch.is_grad_enabled():
+                weights = sampled_size(self.patch.model)
         except Exception as problem:  # whatever it is, every rank of the job must hear of it
             error = problem
         gathered = gather_batches(self.mesh, brought.lengths if brought else [], facts, error is not None)
@@ -136,7 +143,7 @@ class Dealer:
                 self._check_size(plan)
             except Exception as problem:
                 error = problem
-        confirm(self.mesh, error, plan.fingerprint if plan else 0)
+        confirm(self.mesh, error, plan.fingerprint if plan else 0, weights)
         assert brought is not None
         assert plan is not None
         deal = compile_deal(
@@ -156,7 +163,8 @@ class Dealer:
             brought=brought,
             tokens=tokens,
             num_supervised=supervised,
-            kernel=self.plugin.kernel,
+            plugin=self.plugin,
+            recomputed=bool(getattr(self.patch.model, "is_gradient_checkpointing", False)),
             tables=tables,
         )
 
@@ -178,6 +186,19 @@ class Dealer:
                 "rank's own batch. Where a trainer takes the labels away (label_smoothing_factor, compute_loss_func), "
                 "leave that out; where it builds its own loss, see hsap_hf.prepare_trainer."
             )
+
+    def _check_finite(self, dealt: DealtBatch, loss: Tensor) -> None:
+        """Raise NonFiniteError on all ranks where one rank's share of the loss is not finite."""
+        error = None
+        if not torch.isfinite(loss):
+            pieces = dealt.plan.slots[self.mesh.context.rank]
+            lengths = [dealt.plan.lengths[document] for document in dict.fromkeys(piece.doc for piece in pieces)]
+            some = ", ".join(map(str, lengths[:20])) + (", ..." if len(lengths) > 20 else "")
+            error = NonFiniteError(
+                f"the loss is {float(loss.detach())}. This rank computes tokens of {len(lengths)} documents, of {some} "
+                f"tokens. No weight has changed."
+            )
+        confirm(self.mesh, error, dealt.plan.fingerprint)
 
     def _check_size(self, plan: Plan) -> None:
         limit = self.plugin.max_tokens_per_rank

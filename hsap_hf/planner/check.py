@@ -1,4 +1,4 @@
-"""The laws of a plan, checked by brute force; for tests and for the debug setting."""
+"""The laws of a plan, checked by brute force, for tests."""
 
 from hsap_hf.errors import PlanError
 from hsap_hf.planner.exchange import fetches, sends

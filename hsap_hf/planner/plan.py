@@ -15,6 +15,7 @@ from hsap_hf.planner.documents import checked_lengths, checked_slots
 from hsap_hf.planner.pieces import Owned, Piece
 from hsap_hf.planner.placement import place
 from hsap_hf.planner.slots import Slots
+from hsap_hf.planner.traffic import exchanged
 
 __all__ = ["Fetch", "Owned", "Piece", "Plan", "compile_plan"]
 
@@ -74,6 +75,11 @@ class Plan:
         for doc, start, stop, slot in sorted(found):
             owned.setdefault(doc, []).append(Owned(start, stop, slot))
         return {doc: tuple(rows) for doc, rows in owned.items()}
+
+    @cached_property
+    def most_fetched(self) -> int:
+        """Rows that the slot which fetches most needs from others, under full causal attention."""
+        return max(exchanged(self.cut_documents.values(), self.context_size).fetched)
 
     def tokens(self, slot: int) -> int:
         """Tokens that `slot` computes."""

@@ -64,7 +64,14 @@ def by_reference(pack: Pack):
     return [out.detach(), *(x.grad for x in leaves), *([] if sinks is None else [sinks.grad])]
 
 
-def by_loopback(pack: Pack, context_size: int, ulysses_size: int = 1, kernel: str = "auto", plan: Plan | None = None):
+def by_loopback(
+    pack: Pack,
+    context_size: int,
+    ulysses_size: int = 1,
+    kernel: str = "auto",
+    plan: Plan | None = None,
+    keep_borrowed: bool = True,
+):
     """The same, by `context_size x ulysses_size` loopback ranks; tensors keep their dtype."""
     plan = plan or compile_plan(pack.lengths, context_size)
     starts, device = torch.tensor([0, *pack.lengths]).cumsum(0).tolist(), pack.q.device
@@ -89,6 +96,7 @@ def by_loopback(pack: Pack, context_size: int, ulysses_size: int = 1, kernel: st
             share_heads(pack.q.shape[1], pack.k.shape[1], ulysses_size, device),
             chosen,
             pack.scores,
+            keep_borrowed,
         )
         mine = rows_of_rank[number]
         with torch.no_grad():  # forward and backward by hand: one autograd thread per device cannot be N ranks

@@ -9,7 +9,7 @@ from loopback_attention import by_loopback, by_reference, largest_difference, ra
 from hsap_hf.attention import Call, attend, choose_kernel, compile_tables
 from hsap_hf.comm.loopback import loopback_grid
 from hsap_hf.comm.ulysses import share_heads
-from hsap_hf.planner import Piece, Plan, compile_plan
+from hsap_hf.planner import Piece, Plan, compile_plan, fetches
 
 documents = st.lists(st.one_of(st.just(1), st.integers(1, 12), st.integers(13, 90)), min_size=1, max_size=6)
 groups = st.tuples(st.integers(1, 8), st.sampled_from([1, 1, 2, 4]))
@@ -92,6 +92,21 @@ def test_any_placement_of_the_rows_is_exact(data, window):
     pack = random_pack(lengths, window=window)
     got, _ = by_loopback(pack, slots, plan=Plan(tuple(lengths), slots, tuple(placed)))
     assert largest_difference(got, by_reference(pack)) <= 1e-10
+
+
+@pytest.mark.parametrize("group", [(2, 1), (5, 1), (3, 2)])
+@pytest.mark.parametrize("window", [None, 20])
+def test_borrowed_keys_that_are_fetched_again_give_the_same_bits(group, window):
+    """And arrive once more; their gradients still travel once."""
+    pack = random_pack([70, 1, 33, 5, 160], window=window)
+    kept, traffic = by_loopback(pack, *group)
+    again, more = by_loopback(pack, *group, keep_borrowed=False)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+    plan, slots = compile_plan(pack.lengths, group[0]), range(0, len(more), group[1])
+    for slot, rank in enumerate(slots):
+        fetched = sum(fetch.stop - fetch.start for fetch in fetches(plan, slot, window))
+        assert more[rank].rows == traffic[rank].rows + fetched
+    assert sum(traffic[rank].rows for rank in slots) > 0
 
 
 @pytest.mark.parametrize("sinks", [False, True])

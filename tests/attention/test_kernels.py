@@ -110,3 +110,11 @@ def test_every_kernel_has_a_name_the_configuration_accepts():
 
     accepted = get_args(get_type_hints(HsapPlugin)["kernel"])
     assert sorted(accepted) == sorted(["auto", *(kernel.name for kernel in all_kernels())])
+
+
+def test_the_dense_kernel_on_a_gpu_is_said_once_with_the_reason(caplog):
+    for _ in range(2):
+        assert choose_kernel("auto", Scores(1.0), 64, 64, "float64", "cuda").name == "dense"
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "hsap_hf"]
+    assert "square of a document's length" in said
+    assert "torch_flash: " in said

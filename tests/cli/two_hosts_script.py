@@ -1,8 +1,9 @@
-"""One rank of two hosts: trains one step, and prints where it stands and what it received from whom."""
+"""One rank of two hosts: trains one step, and writes where it stands and what it received from whom."""
 
 import json
 import sys
 from collections import Counter
+from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
@@ -35,4 +36,4 @@ told = {
     "planned": planned,
     "received": mesh.context.traffic.rows_from,
 }
-print("TOLD" + json.dumps(told))
+Path(sys.argv[3], f"rank{told['rank']}.json").write_text(json.dumps(told))

@@ -108,3 +108,24 @@ def test_an_error_that_all_ranks_raised_is_not_announced_again():
             return time.monotonic() - start
 
     assert max(outcomes(loopback_meshes(2), rank)) < 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "differ"),
+    [
+        ((3.25, 3.25), False),
+        ((3.25, 3.25 * (1 + 1e-8)), False),
+        ((3.25, 3.25 * (1 + 1e-5)), True),
+        ((0.0, 0.0), False),
+        ((0.0, 1e-30), True),
+        ((float("nan"), float("nan")), False),
+    ],
+)
+def test_weights_that_differ_between_replicas_are_an_error_of_all(sizes, differ):
+    meshes = loopback_meshes(1, num_replicas=2)
+    found = outcomes(meshes, lambda mesh: confirm(mesh, None, 2, sizes[mesh.world_host.rank]))
+    if differ:
+        assert {type(error) for error in found} == {RankMismatchError}
+        assert len({str(error) for error in found}) == 1
+    else:
+        assert found == [None, None]

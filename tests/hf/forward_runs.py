@@ -77,7 +77,16 @@ def mean_over_ranks(loss):
     return float(total / dist.get_world_size())
 
 
-def step(group, case, supervised_ranks=(0, 1, 2, 3), with_num_items=True, checkpointing=None, twice=False):
+def step(
+    group,
+    case,
+    supervised_ranks=(0, 1, 2, 3),
+    with_num_items=True,
+    checkpointing=None,
+    twice=False,
+    kv_heads=2,
+    borrowed_keys="auto",
+):
     """One step with HSAP and one without: both losses, and the largest difference of any gradient."""
     me, size = dist.get_rank(), group[0] * group[1]
     batch = packed(CASES[case][me], seed=me, supervised=me in supervised_ranks)
@@ -90,7 +99,7 @@ def step(group, case, supervised_ranks=(0, 1, 2, 3), with_num_items=True, checkp
     else:  # the token mean over the group, as the mean of its ranks
         denominator = max(1, int(sum(counts[rank] for rank in replica))) / size
         options = {}
-    model = small_llama().train()
+    model = small_llama(num_key_value_heads=kv_heads).train()
     if checkpointing is not None:
         model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
         if checkpointing:
@@ -99,13 +108,15 @@ def step(group, case, supervised_ranks=(0, 1, 2, 3), with_num_items=True, checkp
     if twice:
         loss = loss + 2 * stock_loss(model, packed([5 + me, 60 * (me == 1) + 1], seed=9), 7.0)
     stock = mean_gradients(model, loss)
-    with enabled(model, group) as handle:
+    with enabled(model, group, borrowed_keys=borrowed_keys) as handle:
         ours = model(**batch, **options).loss
         if twice:  # two plans in flight: as DPO does it, or a reference model, or interleaved micro-batches
             ours = ours + 2 * model(**packed([5 + me, 60 * (me == 1) + 1], seed=9), num_items_in_batch=7.0).loss
         grads = mean_gradients(model, ours)
         cut = len(handle.plan.cut_documents)
+        received_rows = handle.report()["received_rows"]
     return {
+        "received_rows": received_rows,
         "loss": mean_over_ranks(ours),
         "stock_loss": mean_over_ranks(loss),
         "gradient_difference": max(float((a - b).abs().max()) for a, b in zip(grads, stock, strict=True)),

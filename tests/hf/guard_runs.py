@@ -8,7 +8,7 @@ from forward_runs import packed
 from small import small_llama
 
 from hsap_hf import HsapPlugin, enable_hsap
-from hsap_hf.errors import RankMismatchError
+from hsap_hf.errors import NonFiniteError, RankMismatchError
 
 
 def autocast_losses():
@@ -91,3 +91,39 @@ def static_cache_generation():
     with enable_hsap(model, HsapPlugin(context_size=2)):
         ours = model.generate(**arguments)
     return ours.tolist(), stock.tolist()
+
+
+def weights_trained_alone():
+    """What happens at each of three batches where every rank takes its own step, its gradients reduced by nobody."""
+    model = small_llama().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    batch = packed([40, 3] if dist.get_rank() else [90, 7], seed=dist.get_rank())
+    said = []
+    with enable_hsap(model, HsapPlugin(context_size=2)) as handle:
+        for _ in range(3):
+            try:
+                handle.dealer.deal(batch)
+            except RankMismatchError as error:
+                said.append(str(error))
+                break
+            model(**batch).loss.backward()
+            optimizer.step()
+            said.append("trained")
+    return said
+
+
+def infinite_loss():
+    """The error, and whether a gradient exists, where one token's embedding is infinite."""
+    model = small_llama().train()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] = torch.inf
+    batch = packed([40, 3] if dist.get_rank() else [90, 7], seed=dist.get_rank())
+    batch["input_ids"].masked_fill_(batch["input_ids"] == 5, 6)
+    if dist.get_rank() == 1:
+        batch["input_ids"][0, 0] = 5
+    with enable_hsap(model, HsapPlugin(context_size=4, debug=True)):
+        try:
+            model(**batch).loss.backward()
+        except NonFiniteError as error:
+            return str(error), any(parameter.grad is not None for parameter in model.parameters())
+    return "accepted"

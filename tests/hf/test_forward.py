@@ -53,6 +53,21 @@ def test_two_plans_in_flight_do_not_mix(gloo, group, checkpointing):
         close(result)
 
 
+@pytest.mark.parametrize(("kv_heads", "checkpointing", "auto"), [(2, None, 0), (4, None, 1), (4, False, 0)])
+def test_borrowed_keys_are_kept_or_fetched_again_and_auto_saves_memory(gloo, kv_heads, checkpointing, auto):
+    """Three times a slot's own rows are too many to keep where every query head has keys of its own; with activation
+    checkpointing they are gone before the backward anyway."""
+    received = []
+    for setting in ("keep", "fetch_again", "auto"):
+        options = {"kv_heads": kv_heads, "checkpointing": checkpointing, "borrowed_keys": setting}
+        results = gloo.run("forward_runs:step", (4, 1), "only one rank brings something", **options)
+        for result in results:
+            close(result)
+        received.append(sum(result["received_rows"] for result in results))
+    assert received[0] < received[1]
+    assert received[2] == received[auto]
+
+
 @pytest.mark.parametrize("group", [(2, 1), (2, 2), (4, 1)])
 @pytest.mark.parametrize("kind", ["packed", "right", "left"])
 def test_brought_logits_are_the_stock_logits_of_the_callers_batch(gloo, group, kind):

@@ -33,3 +33,20 @@ def test_changes_of_the_config_survive_disabling(gloo):
 def test_generation_with_a_static_cache_never_changes(gloo):
     for ours, stock in gloo.run("guard_runs:static_cache_generation"):
         assert ours == stock
+
+
+def test_gradients_that_nobody_reduced_end_the_job(gloo):
+    """As where DDP spans a part of the ranks; noticed at the batch after the first step."""
+    (said,) = {tuple(said) for said in gloo.run("guard_runs:weights_trained_alone")}
+    assert said[0] == "trained"
+    assert "weights differ between ranks" in said[1]
+    assert "not reduced over all 4 ranks" in said[1]
+
+
+def test_an_infinite_loss_names_rank_and_documents_before_any_backward(gloo):
+    """In debug mode."""
+    ((text, has_gradient),) = set(gloo.run("guard_runs:infinite_loss"))
+    assert text.startswith("rank ")
+    assert "the loss is nan. This rank computes tokens of" in text
+    assert "40" in text
+    assert not has_gradient

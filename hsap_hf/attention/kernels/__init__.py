@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from functools import lru_cache
+
 from hsap_hf.attention.kernels.base import Kernel, Problem, Scores
 from hsap_hf.attention.kernels.dense import DenseKernel
 from hsap_hf.attention.kernels.flash_attn_2 import FlashAttn2Kernel
@@ -20,11 +23,21 @@ def all_kernels() -> tuple[Kernel, ...]:
 
 def choose_kernel(wanted: str, scores: Scores, head_dim: int, value_dim: int, dtype: str, device_type: str) -> Kernel:
     """The kernel named `wanted`, or with "auto" the fastest that can do it. Raises ConfigError with every reason."""
-    reasons = []
+    reasons: list[str] = []
     for kernel in all_kernels():
         if wanted in ("auto", kernel.name):
             reason = kernel.missing(scores, head_dim, value_dim, dtype, device_type)
             if reason is None:
+                if kernel.name == DenseKernel.name and wanted == "auto" and device_type == "cuda":
+                    _say_dense("; ".join(reasons))
                 return kernel
             reasons.append(f"{kernel.name}: {reason}")
     raise ConfigError(f"kernel {wanted!r} cannot compute this model's attention. " + "; ".join(reasons) + ".")
+
+
+@lru_cache
+def _say_dense(reasons: str) -> None:
+    """Once for the same reasons: whoever trains long documents wants to know before memory ends."""
+    logging.getLogger("hsap_hf").warning(
+        "attention takes the dense kernel, whose memory grows with the square of a document's length (%s).", reasons
+    )
