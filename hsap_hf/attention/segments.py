@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hsap_hf.comm.exchange import Exchange, compile_exchange
-from hsap_hf.comm.row_sums import RowSums, compile_row_sums
+from hsap_hf.comm.row_sums import RowSums
 from hsap_hf.comm.spans import index_tensor, offsets, span_rows
 from hsap_hf.planner import Piece, Plan
 
@@ -178,5 +178,5 @@ def _gather(sources: list[tuple[bool, int, int]], own: int, borrowed: int, devic
         for chosen in (mine, ~mine)
         for start in (row, at)
     )
-    own_sums, borrowed_sums = compile_row_sums(own_rows, own), compile_row_sums(borrowed_rows, borrowed)
+    own_sums, borrowed_sums = RowSums(own_rows, own), RowSums(borrowed_rows, borrowed)
     return Gather(int(length.sum()), own_rows, own_at, borrowed_rows, borrowed_at, own_sums, borrowed_sums)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hsap_hf.comm.axis import Axis, Pending
-from hsap_hf.comm.row_sums import RowSums, compile_row_sums
+from hsap_hf.comm.row_sums import RowSums
 from hsap_hf.comm.spans import index_tensor, span_rows
 from hsap_hf.planner import Fetch, Plan, fetches, sends
 
@@ -51,7 +51,7 @@ def compile_exchange(plan: Plan, slot: int, window: int | None, device: torch.de
         receive_rows[fetch.from_slot] += fetch.stop - fetch.start
     rows = span_rows(np.array(starts, dtype=np.int64), np.array(lengths, dtype=np.int64))
     order = index_tensor(rows, device)
-    returns = compile_row_sums(order, plan.tokens(slot))
+    returns = RowSums(order, plan.tokens(slot))
     return Exchange(order, send_rows, receive_rows, fetched, returns, not plan.cut_documents)
 
 

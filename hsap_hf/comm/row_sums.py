@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,20 +11,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RowSums:
-    """Which source rows are added to which target row. Built on the device, without waiting for it."""
+    """Which source rows are added to which target row."""
 
     targets: Tensor
-    """[R] the target of every source row."""
-    sources: Tensor
-    """[R] source rows, grouped by target, in their own order within it."""
-    edges: Tensor
-    """[S + 1] where each target's group starts in `sources`."""
+    """[R] the target of every source row, int64 below `num_targets`."""
+    num_targets: int
 
-
-def compile_row_sums(targets: Tensor, num_targets: int) -> RowSums:
-    """Tables for `add_rows`. targets: [R] int64 below `num_targets`."""
-    grouped, sources = torch.sort(targets, stable=True)
-    return RowSums(targets, sources, torch.searchsorted(grouped, torch.arange(num_targets + 1, device=targets.device)))
+    @cached_property
+    def grouped(self) -> tuple[Tensor, Tensor]:
+        """[R] source rows, grouped by target and in their own order within it, and [num_targets + 1] where each group
+        starts. Made on the device at the first use, without waiting for it."""
+        ascending, sources = torch.sort(self.targets, stable=True)
+        return sources, torch.searchsorted(ascending, torch.arange(self.num_targets + 1, device=self.targets.device))
 
 
 def add_rows(total: Tensor, source: Tensor, sums: RowSums) -> Tensor:
@@ -31,11 +30,11 @@ def add_rows(total: Tensor, source: Tensor, sums: RowSums) -> Tensor:
 
     On CUDA in place and without atomics, so that equal inputs give equal bits.
     """
-    if not len(sums.sources):
+    if not len(sums.targets):
         return total
     if total.is_cuda:
         from hsap_hf.comm.row_sums_triton import add_rows_triton
 
-        return add_rows_triton(total, source, sums.sources, sums.edges)
+        return add_rows_triton(total, source, *sums.grouped)
     wide = torch.promote_types(total.dtype, torch.float32)
     return total.to(wide).index_add_(0, sums.targets, source.to(wide)).to(total.dtype)

@@ -2,8 +2,10 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from copy import copy
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hsap_hf.errors import PlanError
 
@@ -53,19 +55,33 @@ class TokenAxis:
     a share of n tokens holds n(l + 1)/2 pairs (the fold lemma, docs/concepts.md).
     """
 
-    def __init__(self, lengths: Sequence[int], shares: Mapping[int, int] | None = None) -> None:
-        """shares: tokens of the documents to lay out, where that is not all of all of them."""
-        chosen = lengths if shares is None else [lengths[doc] for doc in shares]
-        full = np.array(chosen, dtype=np.int64)  # numpy sorts and sums 4,096 documents in 0.25 ms, lists in 0.66
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._lengths = np.array(lengths, dtype=np.int64)  # numpy sorts and sums 4,096 in 0.25 ms, lists in 0.66
+        self._lay(np.arange(len(lengths)), self._lengths)
+
+    def part(self, whole: Sequence[int], shares: Mapping[int, int]) -> "TokenAxis":
+        """The axis of `whole` documents and of some tokens of others."""
+        docs = np.array([*whole, *shares], dtype=np.int64)
+        sizes = self._lengths[docs]
+        sizes[len(whole) :] = list(shares.values())
+        part = copy(self)
+        part._lay(docs, sizes)
+        return part
+
+    def _lay(self, docs: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+        full = self._lengths[docs]
         order = np.argsort(full, kind="stable")
-        full = full[order]
-        sizes = full if shares is None else np.array(list(shares.values()), dtype=np.int64)[order]
-        self.docs: list[int] = order.tolist() if shares is None else np.array(list(shares), np.int64)[order].tolist()
+        full, sizes = full[order], sizes[order]
+        self.docs: list[int] = docs[order].tolist()
         """Documents, ascending by length."""
-        self.starts: list[int] = [0, *np.cumsum(sizes).tolist()]
+        stops = np.cumsum(sizes)
+        self.starts: list[int] = [0, *stops.tolist()]
         """First token of every document, and the number of all tokens."""
-        self._weights: list[int] = [0, *np.cumsum(sizes * (full + 1)).tolist()]
-        self._densities: list[int] = [*(full + 1).tolist(), 0]
+        slopes = full + 1
+        weights = np.cumsum(sizes * slopes)
+        self._levels: list[int] = [*(weights - stops * slopes).tolist(), *(weights[-1:].tolist() or [0])]
+        """The tokens before token t of a document weigh its level + t * its slope."""
+        self._slopes: list[int] = [*slopes.tolist(), 0]
 
     def index(self, token: int) -> int:
         """Position of the document that holds `token`."""
@@ -74,4 +90,4 @@ class TokenAxis:
     def weight(self, token: int) -> int:
         """Weight of the tokens before `token`."""
         i = bisect_right(self.starts, token) - 1
-        return self._weights[i] + (token - self.starts[i]) * self._densities[i]
+        return self._levels[i] + token * self._slopes[i]

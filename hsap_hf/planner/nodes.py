@@ -22,7 +22,7 @@ def by_node(lengths: Sequence[int], axis: TokenAxis, tokens: Sequence[int], rank
     nodes = window(lengths, axis, list(map(sum, wanted)))
     if len(tokens) % ranks_per_node == 0:  # a smaller last node must stay the last
         nodes = nodes.settled(lengths)
-    held = [dict(zip(docs, map(lengths.__getitem__, docs), strict=True)) for docs in nodes.whole]
+    held = [Held(lengths) for _ in wanted]
     for doc, rows in nodes.cut.items():
         for start, stop, node in rows:
             held[node][doc] = held[node].get(doc, 0) + stop - start
@@ -30,17 +30,17 @@ def by_node(lengths: Sequence[int], axis: TokenAxis, tokens: Sequence[int], rank
     cut: dict[int, list[Owned]] = {}
     work: list[int] = []
     shares: dict[int, list[Share]] = {doc: [] for doc in nodes.cut}
-    for mine, of_slots in zip(held, wanted, strict=True):
-        fewest, spare = divmod(sum(mine.values()), len(of_slots))
+    for docs, partial, of_slots in zip(nodes.whole, held, wanted, strict=True):
+        own = axis.part(docs, partial)
+        fewest, spare = divmod(own.starts[-1], len(of_slots))
         level = [fewest + (slot < spare) for slot in range(len(of_slots))]
-        inner = window(mine, TokenAxis(lengths, mine), level).settled(mine)
+        inner = window(partial, own, level).settled(partial)
         first = len(whole)
-        partial = shares.keys() & mine.keys()
-        for slot, docs in enumerate(inner.whole, first):
-            for doc in partial.intersection(docs):
-                shares[doc].append(Share(mine[doc], slot))
-                docs.remove(doc)
-            whole.append(docs)
+        whole += inner.whole
+        for doc in partial.keys() - inner.cut.keys():  # one slot has all that the node has
+            slot = next(slot for slot, docs in enumerate(inner.whole, first) if doc in docs)
+            shares[doc].append(Share(partial[doc], slot))
+            whole[slot].remove(doc)
         for doc, rows in inner.cut.items():
             if doc in shares:
                 shares[doc] += [Share(count, first + slot) for slot, count in _tokens(rows).items()]
@@ -49,6 +49,16 @@ def by_node(lengths: Sequence[int], axis: TokenAxis, tokens: Sequence[int], rank
         work += inner.work
     cut |= {doc: fold(shares[doc], 0, lengths[doc]) for doc in shares}
     return Draft(whole, {doc: sorted(cut[doc]) for doc in sorted(cut)}, work)
+
+
+class Held(dict[int, int]):
+    """Tokens that a node has of each document: all of them, where nothing else is said."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._lengths = lengths
+
+    def __missing__(self, doc: int) -> int:
+        return self._lengths[doc]
 
 
 def _tokens(rows: Sequence[Owned]) -> dict[int, int]:

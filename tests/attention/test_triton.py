@@ -31,16 +31,16 @@ for dtype, allowed in ((torch.float32, 2e-6), (torch.float16, 2e-3)):
 
 SUMS = """
 import torch
-from hsap_hf.comm.row_sums import add_rows, compile_row_sums
+from hsap_hf.comm.row_sums import RowSums, add_rows
 from hsap_hf.comm.row_sums_triton import add_rows_triton
 
 torch.manual_seed(0)
 targets = torch.randint(2, 20, (100,))  # rows 0 and 1 get nothing
 for dtype in (torch.float32, torch.float16):
     total, source = torch.randn(20, 3, 10).to(dtype), torch.randn(100, 3, 25).to(dtype)[..., 10:20]
-    sums = compile_row_sums(targets, 20)
+    sums = RowSums(targets, 20)
     want = add_rows(total.clone(), source, sums)
-    got = add_rows_triton(total.clone(), source, sums.sources, sums.edges)
+    got = add_rows_triton(total.clone(), source, *sums.grouped)
     torch.testing.assert_close(got, want)
     assert torch.equal(got[:2], total[:2])
     assert not torch.equal(got[2:], total[2:])

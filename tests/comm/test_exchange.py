@@ -1,5 +1,7 @@
 """Keys travel to the slots that need them, and their gradients home: two maps that are each other's adjoint."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from loopback_mesh import loopback_meshes, outcomes
 
 from hsap_hf.comm.exchange import compile_exchange, fetch_keys, return_key_grads
-from hsap_hf.comm.row_sums import add_rows, compile_row_sums
+from hsap_hf.comm.row_sums import RowSums, add_rows
 from hsap_hf.planner import Piece, Plan, compile_plan, fetches
 
 CPU = torch.device("cpu")
@@ -89,17 +91,18 @@ def test_a_pack_of_whole_documents_posts_no_collective():
 
 def test_half_precision_gradients_are_summed_in_float32():
     """bfloat16 counts in steps of 2 from 256 on: 256 + 1 + 1 is 258 in float32 and stays 256 added one by one."""
-    sums = compile_row_sums(torch.tensor([0, 0]), 1)
+    sums = RowSums(torch.tensor([0, 0]), 1)
     total, ones = torch.full((1, 1, 1), 256.0).bfloat16(), torch.ones(2, 1, 1).bfloat16()
     assert add_rows(total, ones, sums).item() == 258.0
 
 
 @given(st.lists(st.integers(0, 5), max_size=12))
 def test_rows_are_added_at_their_targets(targets):
-    sums = compile_row_sums(torch.tensor(targets, dtype=torch.int64), 6)
+    sums = RowSums(torch.tensor(targets, dtype=torch.int64), 6)
     source = torch.arange(1.0, len(targets) + 1).reshape(-1, 1, 1)
     want = [sum(i + 1.0 for i, target in enumerate(targets) if target == row) for row in range(6)]
     assert add_rows(torch.zeros(6, 1, 1), source, sums).flatten().tolist() == want
-    assert [sums.sources[a:b].tolist() for a, b in zip(sums.edges, sums.edges[1:], strict=False)] == [
+    sources, edges = sums.grouped
+    assert [sources[a:b].tolist() for a, b in pairwise(edges)] == [
         [i for i, target in enumerate(targets) if target == row] for row in range(6)
     ]
