@@ -164,7 +164,7 @@ class Dealer:
             tokens=tokens,
             num_supervised=supervised,
             plugin=self.plugin,
-            recomputed=bool(getattr(self.patch.model, "is_gradient_checkpointing", False)),
+            recomputed=_recomputes(self.patch.model),
             tables=tables,
         )
 
@@ -211,6 +211,12 @@ class Dealer:
                 f"{limit:,}. A group of {self.mesh.group.size} ranks fits {limit * self.mesh.group.size:,} tokens: "
                 f"bring smaller batches or raise context_size."
             )
+
+
+def _recomputes(model: Any) -> bool:
+    """Whether activation checkpointing is on; older transformers call it gradient checkpointing."""
+    name = "is_activation_checkpointing"
+    return bool(getattr(model, name if hasattr(model, name) else "is_gradient_checkpointing", False))
 
 
 def _bits(num_items: Any) -> tuple[int, int]:

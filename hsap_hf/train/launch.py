@@ -41,6 +41,7 @@ def launch_ranks(module: str, num_ranks: int, arguments: Sequence[str], environm
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
+    before = dict(os.environ)
     os.environ.update({EXPECTED_WORLD: str(num_ranks), **environment})
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # each rank prints its own error
@@ -49,6 +50,9 @@ def launch_ranks(module: str, num_ranks: int, arguments: Sequence[str], environm
         run(get_args_parser().parse_args(command))
     except ChildFailedError as error:
         return next(iter(error.failures.values())).exitcode
+    finally:  # a benchmark launches several times, with other ranks
+        os.environ.clear()
+        os.environ.update(before)
     return 0
 
 
