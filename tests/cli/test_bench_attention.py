@@ -8,7 +8,7 @@ import torch
 from launched import HSAP, launch
 from torch.nn import functional
 
-from hsap_hf.cli.bench import peers
+from hsap_hf.cli.bench import peers, trace
 from hsap_hf.cli.bench.table import problems
 from hsap_hf.cli.bench.whole_pack import Shape, draw_pack
 
@@ -29,6 +29,7 @@ def packs_file(tmp_path_factory):
 def rows(packs_file):
     """What two gloo ranks measured."""
     asked = (HSAP, "bench", "attention", "--lengths", packs_file, "--nproc", 2, "--split", "2x1", "--split", "1x2")
+    asked += ("--trace", packs_file.parent / "traces")
     ended = launch(*asked, *SIZES, "--json", CUDA_VISIBLE_DEVICES="")
     assert ended.code == 0, ended.err
     return json.loads(ended.out)
@@ -180,3 +181,22 @@ def test_padding_changes_no_peers_result(peer):
         out, saved = way.forward()
         for found, wanted in zip((out, *way.backward(saved)), expected, strict=True):
             torch.testing.assert_close(found[way.own], wanted[way.rows], rtol=1e-4, atol=1e-5)
+
+
+def test_every_way_and_rank_leaves_a_trace(rows, packs_file):
+    names = {path.stem for path in (packs_file.parent / "traces").iterdir()}
+    ways = ("hsap-2x1", "hsap-1x2", "ulysses-1x2")
+    assert names == {f"{pack}-{way}-rank{rank}" for pack in PACKS for way in ways for rank in range(2)}
+    seen = {}
+    for pack in PACKS:
+        events = json.loads((packs_file.parent / "traces" / f"{pack}-hsap-2x1-rank0.json").read_text())["traceEvents"]
+        seen[pack] = sum("all_to_all" in event["name"] or "alltoall" in event["name"] for event in events)
+    assert seen["mixed"] > 0
+    assert seen["all_short"] == 0, "nothing is cut, so no exchange is posted"
+    assert all(row["trace"]["launches"] is None for row in rows if row["note"] is None), "CPUs launch nothing"
+
+
+def test_what_runs_beside_the_exchange_hides_it():
+    found = trace.summary([(10, 20), (15, 30), (100, 110)], [(0, 12), (11, 14), (25, 105), (200, 210)])
+    assert found == {"launches": 4, "exchange_ms": 0.03, "hidden": (4 + 5 + 5) / 30}
+    assert trace.summary([], [(0, 1)]) == {"launches": 1, "exchange_ms": 0.0, "hidden": None}

@@ -42,6 +42,9 @@ def attention(
     ] = None,
     slow_link: Annotated[bool, typer.Option("--slow-link", help="Ranks without NVLink: NCCL_P2P_DISABLE=1.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw efficiency into FILE.svg or FILE.png. With --nproc.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Folder for a profiler's trace of every way and rank. With --nproc.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list instead of a table.")] = False,
 ) -> None:
     """Attention, forward and backward, against the same kernel with the whole pack on one device, divided by the ranks.
@@ -54,13 +57,13 @@ def attention(
 
     shape = Shape(heads, kv_heads, head_dim, kernel)
     if nproc is None:
-        _refuse_without_ranks(split, slow_link, plot)
+        _refuse_without_ranks(split, slow_link, plot, trace)
         rows = _time_alone(lengths, pack, context_size, shape, repeats)
         typer.echo(json.dumps(rows)) if as_json else _table(rows)
         return
     if context_size:
         raise ConfigError("--context-size is for one device; with --nproc say --split CONTEXTxULYSSES.")
-    rows = _time_ranks(lengths, pack, nproc, split, shape, repeats, slow_link, plot)
+    rows = _time_ranks(lengths, pack, nproc, split, shape, repeats, slow_link, plot, trace)
     if as_json:
         typer.echo(json.dumps(rows))
     else:
@@ -70,8 +73,9 @@ def attention(
     _judge(rows)
 
 
-def _refuse_without_ranks(split: list[str] | None, slow_link: bool, plot: Path | None) -> None:
-    given = [name for name, value in (("--split", split), ("--slow-link", slow_link), ("--plot", plot)) if value]
+def _refuse_without_ranks(split: list[str] | None, slow_link: bool, plot: Path | None, trace: Path | None) -> None:
+    options = {"--split": split, "--slow-link": slow_link, "--plot": plot, "--trace": trace}
+    given = [name for name, value in options.items() if value]
     if given:
         raise ConfigError(f"{', '.join(given)}: only with --nproc N, which measures on N ranks.")
 
@@ -98,12 +102,19 @@ def _time_ranks(
     repeats: int,
     slow_link: bool,
     plot: Path | None,
+    trace: Path | None,
 ) -> list[dict[str, Any]]:
     from hsap_hf.cli.bench.request import Request, measure, read_splits
     from hsap_hf.cli.lengths import read_packs
 
     splits = read_splits(split, nproc)
-    request = Request(packs=read_packs(lengths, pack), splits=splits, shape=shape, repeats=repeats)
+    request = Request(
+        packs=read_packs(lengths, pack),
+        splits=splits,
+        shape=shape,
+        repeats=repeats,
+        trace_folder=None if trace is None else str(trace.absolute()),
+    )
     if plot is None:
         return measure(request, nproc, slow_link=slow_link)
     from hsap_hf.cli.bench.picture import draw_efficiency

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from hsap_hf.cli.bench.job import answer
 from hsap_hf.cli.bench.peers import llama3_way, missing_peer, zigzag_way
 from hsap_hf.cli.bench.request import Request
 from hsap_hf.cli.bench.timing import median_ms
+from hsap_hf.cli.bench.trace import trace
 from hsap_hf.cli.bench.ways import Received, Way, hsap_way
 from hsap_hf.cli.bench.whole_pack import WholePack, draw_pack
 from hsap_hf.comm import HsapMesh, build_mesh
@@ -88,7 +90,7 @@ def measure(request: Request, device: torch.device, ranks: int) -> list[dict[str
         pack = draw_pack(lengths, request.shape, device)
         known = {"pack": name, "tokens": sum(lengths), "documents": len(lengths), **constants}
         known |= {"kernel": pack.kernel.name, "dtype": str(pack.grad.dtype).removeprefix("torch.")}
-        rows += [known | row for row in _measure_pack(bench, pack)]
+        rows += [known | row for row in _measure_pack(bench, pack, name)]
     return rows
 
 
@@ -102,14 +104,17 @@ def _link(device: torch.device) -> str:
     return "nccl without peer-to-peer" if os.environ.get("NCCL_P2P_DISABLE") == "1" else "nccl"
 
 
-def _measure_pack(bench: Bench, pack: WholePack) -> list[dict[str, Any]]:
+def _measure_pack(bench: Bench, pack: WholePack, pack_name: str) -> list[dict[str, Any]]:
     expected = _measure_whole(bench, pack)
     shape, size, rank = bench.request.shape, bench.size, bench.mesh.group.rank
     rows = []
 
     def add(name: str, split: str | None, *ways: Callable[[], Way], note: str | None = None) -> None:
         """Of several settings of one way the fastest counts."""
-        found = [_measure_way(bench, way(), expected) for way in ways] or [_nothing(note)]
+        label = " ".join(filter(None, (pack_name, name, split))).replace(" ", "-")
+        labels = [f"{label}-{setting}" if len(ways) > 1 else label for setting in range(len(ways))]
+        runs = zip(ways, labels, strict=True)
+        found = [_measure_way(bench, way(), expected, label) for way, label in runs] or [_nothing(note)]
         best = min(found, key=lambda row: (row["forward_ms"] or 0) + (row["backward_ms"] or 0))
         ideal = {"ideal_forward_ms": expected.forward_ms, "ideal_backward_ms": expected.backward_ms}
         rows.append({"way": name, "split": split, **ideal, **best})
@@ -146,8 +151,8 @@ def _measure_whole(bench: Bench, pack: WholePack) -> Expected:
     return Expected(results, forward_ms, backward_ms)
 
 
-def _measure_way(bench: Bench, way: Way, expected: Expected) -> dict[str, Any]:
-    """Correctness and bytes first, then the times; the largest of all ranks counts."""
+def _measure_way(bench: Bench, way: Way, expected: Expected, label: str) -> dict[str, Any]:
+    """Correctness and bytes first, then the times; the largest of all ranks counts. Last a trace, where asked for."""
     before = way.counted() if way.counted is not None else Received(0, 0)
     out, saved = way.forward()
     results = (out, *way.backward(saved))
@@ -160,7 +165,12 @@ def _measure_way(bench: Bench, way: Way, expected: Expected) -> dict[str, Any]:
     *differences, forward_ms, backward_ms = table[:, : len(RESULTS) + 2].amax(0).tolist()
     traffic = table[:, len(RESULTS) + 2 :].long().T.tolist() if way.planned is not None else [None] * 4
     names = ("received_rows", "planned_rows", "received_bytes", "planned_bytes")
+    traced = {}
+    if bench.request.trace_folder is not None:
+        path = Path(bench.request.trace_folder, f"{label}-rank{bench.mesh.group.rank}.json")
+        traced = {"trace": trace(lambda: way.backward(way.forward()[1]), path)}
     return {
+        **traced,
         "note": None,
         "forward_ms": forward_ms,
         "backward_ms": backward_ms,

@@ -25,6 +25,8 @@ class Request:
     """(context, ulysses): ranks that own a share of the pack each, times ranks that share one by heads."""
     shape: Shape
     repeats: int
+    trace_folder: str | None = None
+    """Where a profiler's trace of every way and rank goes."""
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Request:

@@ -50,7 +50,18 @@ def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
             ideal = row["ideal_forward_ms"], row["ideal_backward_ms"]
             table.add_row(f"{shown}: ideal", *(f"{ms:.2f}" for ms in ideal), "1.000", "", "", "")
         table.add_row(way_label(row), *_figures(row))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for row in rows:
+        if row.get("trace") is not None and row["trace"]["launches"] is not None:
+            console.print(f"{row['pack']}, {way_label(row)}: {_traced(row['trace'])}")
+
+
+def _traced(found: dict[str, Any]) -> str:
+    """On the first rank."""
+    if found["hidden"] is None:
+        return f"{found['launches']} launches, nothing travels"
+    return f"{found['launches']} launches, {found['hidden']:.0%} of {found['exchange_ms']:.2f} ms exchange hidden"
 
 
 def way_label(row: dict[str, Any]) -> str:

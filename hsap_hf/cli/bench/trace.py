@@ -1,0 +1,66 @@
+"""A profiler's trace of one forward and backward: how much is launched, and what ran beside the exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+Span = tuple[float, float]
+"""Start and end of a kernel."""
+_EXCHANGE = "nccl"
+"""In the name of every kernel that moves something between ranks."""
+
+
+def trace(run: Callable[[], object], path: Path) -> dict[str, Any]:
+    """Write what the profiler sees of `run` into `path` (for ui.perfetto.dev), and count its kernels on the device.
+
+    launches: kernels and copies, those of the exchange left out. exchange_ms: time in which keys travelled. hidden: the
+    share of it in which something else ran. All None where there is no CUDA device.
+    """
+    cuda = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as found:
+        run()
+        if cuda:
+            torch.cuda.synchronize()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found.export_chrome_trace(str(path))
+    if not cuda:
+        return {"launches": None, "exchange_ms": None, "hidden": None}
+    kernels = [
+        (event.name, (event.time_range.start, event.time_range.end))
+        for event in found.events()
+        if event.device_type == DeviceType.CUDA
+    ]
+    exchange = [span for name, span in kernels if _EXCHANGE in name.lower()]
+    others = [span for name, span in kernels if _EXCHANGE not in name.lower()]
+    return summary(exchange, others)
+
+
+def summary(exchange: Sequence[Span], others: Sequence[Span]) -> dict[str, Any]:
+    """What `trace` returns, from kernels in microseconds."""
+    travelling = joined(exchange)
+    microseconds = sum(stop - start for start, stop in travelling)
+    hidden = sum(
+        max(0.0, min(stop, end) - max(start, begin)) for start, stop in travelling for begin, end in joined(others)
+    )
+    return {
+        "launches": len(others),
+        "exchange_ms": microseconds / 1e3,
+        "hidden": hidden / microseconds if microseconds else None,
+    }
+
+
+def joined(spans: Iterable[Span]) -> list[Span]:
+    """The same time as spans that do not overlap, ascending."""
+    found: list[Span] = []
+    for start, stop in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], stop))
+        else:
+            found.append((start, stop))
+    return found
