@@ -82,6 +82,7 @@ class GlooPool:
 def _serve(rank: int, size: int, port: int, pipe: Any) -> None:
     world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in world.items()}, MASTER_ADDR="127.0.0.1")
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels of other packages run on CPUs
     import torch
 
     torch.set_num_threads(1)

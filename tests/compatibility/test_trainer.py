@@ -90,6 +90,14 @@ FEATURES = {
         "torch_compile_backend": "eager",
     },
     "another optimizer (Adafactor)": {"optim": "adafactor"},
+    "use_liger_kernel: fused linear cross entropy, no logits (Triton's interpreter)": {
+        "use_liger_kernel": True,
+        "liger_kernel_config": {
+            "fused_linear_cross_entropy": True,
+            **dict.fromkeys(("cross_entropy", "rms_norm", "rope", "swiglu"), False),
+        },
+        "max_steps": 3,
+    },
 }
 
 
