@@ -17,6 +17,10 @@ class PackError(HsapError, ValueError):
     """A batch cannot be read as whole documents."""
 
 
+class PackTooLargeError(PackError):
+    """A pack would deal more tokens to a rank than `max_tokens_per_rank`."""
+
+
 class PlanError(HsapError, ValueError):
     """A list of document lengths cannot be planned."""
 

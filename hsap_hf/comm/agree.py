@@ -75,8 +75,8 @@ def confirm(mesh: HsapMesh, error: Exception | None, plan: int, weights: float =
         raise _final(
             RankMismatchError(
                 f"weights differ between ranks (sampled sizes {smallest:.9g} to {largest:.9g}): gradients were not "
-                f"reduced over all {world.size} ranks, or models began differently. Let DDP or FSDP span all ranks; "
-                f"its default process group does."
+                f"reduced over all {world.size} ranks, or models began differently. Let DDP or FSDP span all "
+                f"ranks, as their default process group does, or run replicas that differ on purpose as separate jobs."
             )
         )
 

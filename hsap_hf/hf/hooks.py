@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hsap_hf.attention import SlotTables
 from hsap_hf.comm import HsapMesh, compile_deal, confirm, gather_batches
 from hsap_hf.config import HsapPlugin
-from hsap_hf.errors import NonFiniteError, PackError, RankMismatchError, UnsupportedModelError
+from hsap_hf.errors import NonFiniteError, PackTooLargeError, RankMismatchError, UnsupportedModelError
 from hsap_hf.hf.dealt import DealtBatch
 from hsap_hf.hf.documents import Brought, read_batch
 from hsap_hf.hf.interface import BATCH_KEY
@@ -197,7 +197,7 @@ class Dealer:
             some = ", ".join(map(str, lengths[:20])) + (", ..." if len(lengths) > 20 else "")
             error = NonFiniteError(
                 f"the loss is {float(loss.detach())}. This rank computes tokens of {len(lengths)} documents, of {some} "
-                f"tokens. No weight has changed."
+                f"tokens. This batch has changed no weight."
             )
         confirm(self.mesh, error, dealt.plan.fingerprint)
 
@@ -207,17 +207,20 @@ class Dealer:
             return
         largest = max(-(-plan.tokens(slot) // self.mesh.ulysses.size) for slot in range(plan.context_size))
         if largest > limit:
-            raise PackError(
+            raise PackTooLargeError(
                 f"a pack of {sum(plan.lengths):,} tokens deals {largest:,} to one rank; max_tokens_per_rank is "
                 f"{limit:,}. A group of {self.mesh.group.size} ranks fits {limit * self.mesh.group.size:,} tokens: "
                 f"bring smaller batches or raise context_size."
             )
 
 
-def _recomputes(model: Any) -> bool:
-    """Whether activation checkpointing is on; older transformers call it gradient checkpointing."""
+def _recomputes(model: nn.Module) -> bool:
+    """Whether activation checkpointing is on, the model's own (older transformers call it gradient checkpointing) or
+    FSDP's."""
     name = "is_activation_checkpointing"
-    return bool(getattr(model, name if hasattr(model, name) else "is_gradient_checkpointing", False))
+    if getattr(model, name if hasattr(model, name) else "is_gradient_checkpointing", False):
+        return True
+    return any(type(module).__name__ == "CheckpointWrapper" for module in model.modules())
 
 
 def _bits(num_items: Any) -> tuple[int, int]:

@@ -52,7 +52,10 @@ def by_node(lengths: Sequence[int], axis: TokenAxis, tokens: Sequence[int], rank
 
 
 class Held(dict[int, int]):
-    """Tokens that a node has of each document: all of them, where nothing else is said."""
+    """Tokens that a node has of each document: those of partial ones are entries, all others are whole.
+
+    Only `[doc]` knows whole documents; keys, `in` and `get` tell of the partial ones.
+    """
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self._lengths = lengths

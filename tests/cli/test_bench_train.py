@@ -1,6 +1,7 @@
 """`hsap bench train` and `hsap bench longest`: every way trains the same losses, and what is counted is right."""
 
 import json
+import math
 from itertools import pairwise
 
 import pytest
@@ -13,9 +14,11 @@ from tiny_recipe import write_recipe
 from torch.utils.flop_counter import FlopCounterMode
 
 from hsap_hf.cli.bench.drawn_packs import DrawnPacks
+from hsap_hf.cli.bench.job import answer, out_of_memory
 from hsap_hf.cli.bench.longest import find_longest
 from hsap_hf.cli.bench.train import find_problems
 from hsap_hf.cli.shapes import shape_of
+from hsap_hf.errors import ConfigError, PackError, PackTooLargeError, RankMismatchError
 
 SPLITS = [(1, 1), (4, 1), (2, 2), (1, 4)]
 LENGTHS = [150, 40, 9, 9, 1, 30]
@@ -114,10 +117,60 @@ def test_the_longest_document_that_fits(recipe, tmp_path):
     assert "max_tokens_per_rank is 40" in ended.err
 
 
-@pytest.mark.parametrize(("loss_difference", "problems"), [(1e-6, 0), (1e-2, 1), (float("nan"), 1), (None, 0)])
-def test_another_loss_is_a_problem(loss_difference, problems):
+def measured(gloo, recipe, *overrides):
+    request = {"recipe_file": str(recipe), "overrides": overrides, "lengths": LENGTHS, "steps": 1, "split": (4, 1)}
+    return gloo.run("hsap_hf.cli.bench.steps:measure", request)[0]
+
+
+def test_a_recipe_with_adapters_is_measured_without_counting_flop(gloo, recipe):
+    row = measured(gloo, recipe, "model.lora={r: 4, target_modules: all-linear}")
+    assert row["step_ms"] > 0
+    assert row["tflops_per_rank"] is None
+
+
+def test_a_loss_that_is_no_number_is_seen(gloo, recipe):
+    losses = measured(gloo, recipe, "training.learning_rate=1e30", "training.logging_strategy='no'")["losses"]
+    assert len(losses) == 3
+    assert math.isfinite(losses[0])
+    assert not math.isfinite(losses[2])
+
+
+@pytest.mark.parametrize(
+    ("note", "loss_difference", "problems"),
+    [
+        (None, 1e-6, 0),
+        (None, 1e-2, 1),
+        (None, float("nan"), 1),
+        ("too large", None, 0),
+        ("ended with code -9", None, 1),
+    ],
+)
+def test_another_loss_and_a_failure_are_problems(note, loss_difference, problems):
     row = {"pack": "p", "way": "hsap", "split": "2x1", "dtype": "float32", "loss_difference": loss_difference}
-    assert len(find_problems([row])) == problems
+    assert len(find_problems([{**row, "note": note}])) == problems
+
+
+def test_memory_that_ends_is_recognised_however_it_is_said():
+    wrapped = RankMismatchError("another rank left")
+    wrapped.__cause__ = RuntimeError("NCCL error: Failed to CUDA calloc async 8 bytes")
+    assert out_of_memory(wrapped)
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."))
+    assert not out_of_memory(RuntimeError("shape mismatch"))
+    assert not out_of_memory(None)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(PackTooLargeError("deals 50"), 3), (PackError("holes"), 1), (ConfigError("no such file"), 2)],
+)
+def test_an_error_of_ours_has_its_exit_code(tmp_path, capsys, error, code):
+    def fail(request):
+        raise error
+
+    (tmp_path / "request.json").write_text("{}")
+    assert answer([tmp_path / "request.json", tmp_path / "answer.json"], fail) == code
+    assert str(error) in capsys.readouterr().err
+    assert not (tmp_path / "answer.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -126,6 +179,7 @@ def test_another_loss_is_a_problem(loss_difference, problems):
         (["--model", "llama-9"], "llama-9: not one of llama-3-8b"),
         (["--pack", "one"], "give both"),
         (["--split", "3x1"], "must be the 2 ranks"),
+        (["--lengths", "100,-50"], "-50 tokens"),
         (["training.max_stepz=3"], "max_stepz"),
     ],
 )

@@ -110,7 +110,7 @@ def test_a_bad_batch_on_one_rank_is_the_same_error_on_every_rank_of_the_job(gloo
 def test_a_pack_that_is_too_large_is_refused_with_the_size_that_fits(gloo):
     results = gloo.run("forward_runs:failing", (2, 1), ["packed"] * 4, options={"max_tokens_per_rank": 12})
     want = "a pack of 26 tokens deals 13 to one rank; max_tokens_per_rank is 12. A group of 2 ranks fits 24 tokens"
-    assert all(kind == "PackError" and want in text for kind, text in results)
+    assert all(kind == "PackTooLargeError" and want in text for kind, text in results)
 
 
 def test_training_on_one_rank_and_evaluation_on_another_is_an_error_everywhere(gloo):

@@ -16,7 +16,7 @@ from hsap_hf.data.packing import Span, deal_parts
 class DrawnPacks(Dataset[dict[str, Any]]):
     """Item i is part `i mod num_parts` of pack `i div num_parts`, as in PackedDataset.
 
-    All packs have the same lengths, every one in an order of its own, so that no plan serves twice.
+    All packs have the same lengths, every one in an order of its own, so that plans of different lengths serve once.
     """
 
     def __init__(self, lengths: Sequence[int], num_packs: int, num_parts: int, vocab_size: int) -> None:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hsap_hf.errors import ConfigError, HsapError, PackError
+from hsap_hf.errors import ConfigError, HsapError, PackTooLargeError
 
 SLOW_LINK: Mapping[str, str] = {"NCCL_P2P_DISABLE": "1"}
 """Between GPUs of one machine, NCCL goes through host memory: a stand-in for a network."""
 TOO_LARGE = 3
 """Exit code of a rank whose memory, or `max_tokens_per_rank`, does not hold its share."""
+
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED", "CUDA calloc")
 
 
 def ask(program: str, request: Mapping[str, Any], ranks: int, environment: Mapping[str, str]) -> tuple[int, Any]:
@@ -39,17 +41,27 @@ def answer(arguments: Sequence[str], measure: Callable[[dict[str, Any]], Any]) -
     Returns the exit code: 0 good, 1 failed, 2 bad configuration, TOO_LARGE; an error of ours is one text, without a
     traceback.
     """
-    import torch
-
     request_file, answer_file = map(Path, arguments)
     rank = os.environ.get("RANK", "0")
     try:
         found = measure(json.loads(request_file.read_text()))
-    except (HsapError, torch.OutOfMemoryError) as error:
+    except Exception as error:
+        no_memory = out_of_memory(error)
+        if not no_memory and not isinstance(error, HsapError):
+            raise
         print(f"rank {rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)  # noqa: T201
-        if isinstance(error, HsapError):
-            return TOO_LARGE if isinstance(error, PackError) else 2 if isinstance(error, ConfigError) else 1
-        os._exit(TOO_LARGE)  # at once: the others wait for this rank, and it would wait for them
+        if no_memory:
+            os._exit(TOO_LARGE)  # at once: the others wait for this rank, and it would wait for them
+        return TOO_LARGE if isinstance(error, PackTooLargeError) else 2 if isinstance(error, ConfigError) else 1
     if rank == "0":
         answer_file.write_text(json.dumps(found))
     return 0
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether a device's memory ended; libraries say so in several ways, and we may have wrapped them."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
+            return True
+        error = error.__cause__
+    return False

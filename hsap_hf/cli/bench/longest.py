@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hsap_hf.cli.bench.train import AsJson, RecipeAndOverrides, Run, Shape, read_run
-from hsap_hf.errors import ConfigError
+from hsap_hf.cli.bench.train import TOO_LARGE_NOTE, AsJson, ModelOption, RecipeAndOverrides, Run, read_run
+from hsap_hf.errors import ConfigError, HsapError
 
 
 def longest(
@@ -17,7 +17,7 @@ def longest(
     nproc: Annotated[
         list[int] | None, typer.Option("--nproc", min=1, help="Ranks that share it; several times. Default: 1 and 2.")
     ] = None,
-    model: Shape = None,
+    model: ModelOption = None,
     start: Annotated[int, typer.Option(min=1, help="Tokens of the first document tried.")] = 8192,
     stop: Annotated[int, typer.Option(help="Tokens of the longest document tried.")] = 8_388_608,
     precision: Annotated[float, typer.Option(help="How far below the limit is near enough: a fraction.")] = 0.03,
@@ -58,8 +58,10 @@ def find_longest(fits: Callable[[int], bool], start: int, stop: int, precision: 
 
 
 def _fits(run: Run, length: int, tried: dict[int, dict[str, Any]]) -> bool:
-    tried[length] = run.measure((run.ranks, 1), [length], steps=1)
-    return tried[length]["note"] is None
+    row = tried[length] = run.measure((run.ranks, 1), [length], steps=1)
+    if row["note"] not in (None, TOO_LARGE_NOTE):
+        raise HsapError(f"{run.ranks} ranks, {length:,} tokens: {row['note']}.")
+    return row["note"] is None
 
 
 def _kept(row: dict[str, Any]) -> dict[str, Any]:

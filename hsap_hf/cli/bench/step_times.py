@@ -1,4 +1,4 @@
-"""What one training step spends its time on: the whole, the deal, and waiting for other ranks' messages."""
+"""What one training step spends its time on: the whole, and waiting for other ranks' messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TrainerCallback
 
 from hsap_hf.comm import HsapMesh, Traffic
@@ -90,32 +90,18 @@ def watch(mesh: HsapMesh, waits: Waits) -> HsapMesh:
 
 
 class StepClock(TrainerCallback):
-    """Milliseconds of every step, from the end of the one before; of waiting for its exchanges; and of its deals on
-    the host, from when all ranks have their batch."""
+    """Milliseconds of every step, from the end of the one before, and of waiting for its exchanges."""
 
-    def __init__(self, waits: Waits, world: Axis) -> None:
-        self.times: dict[str, list[float]] = {"step_ms": [], "exposed_ms": [], "deal_ms": []}
-        self._waits, self._world = waits, world
-        self._ended = self._deal_begun = time.perf_counter()
-        self._dealt = 0.0
-
-    def watch_deals(self, base: nn.Module) -> None:
-        """Time the forward pre-hooks that the model has so far: reading, agreeing, planning and dealing."""
-        base.register_forward_pre_hook(self._before_deal, prepend=True)
-        base.register_forward_pre_hook(self._after_deal)
+    def __init__(self, waits: Waits) -> None:
+        self.step_ms: list[float] = []
+        self.exposed_ms: list[float] = []
+        self._waits = waits
+        self._ended = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._waits.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
-        found = ((now - self._ended) * 1e3, self._waits.take_ms(), self._dealt * 1e3)
-        for times, ms in zip(self.times.values(), found, strict=True):
-            times.append(ms)
-        self._ended, self._dealt = now, 0.0
-
-    def _before_deal(self, module: nn.Module, args: Any) -> None:
-        self._world.all_reduce_max(torch.zeros(1), "start together")  # else the deal waits for the slowest rank
-        self._deal_begun = time.perf_counter()
-
-    def _after_deal(self, module: nn.Module, args: Any) -> None:
-        self._dealt += time.perf_counter() - self._deal_begun
+        self.step_ms.append((now - self._ended) * 1e3)
+        self.exposed_ms.append(self._waits.take_ms())
+        self._ended = now

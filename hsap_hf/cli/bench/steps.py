@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -37,9 +38,12 @@ from hsap_hf.train.run import load_corpus
 
 WARMUP = 2
 """Steps before the first that counts: the optimizer allocates its state, allocators and kernels settle."""
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16 FLOP/s of a GPU's data sheet, by a word of its name."""
-_OVERRIDES = ("save_strategy='no'", "eval_strategy='no'", "logging_steps=1", "report_to=none", "disable_tqdm=true")
+PEAK_FLOPS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bfloat16 and float16 FLOP/s of a GPU's data sheet, by words of its name."""
+_OVERRIDES = (
+    *("save_strategy='no'", "eval_strategy='no'", "push_to_hub=false", "report_to=none", "disable_tqdm=true"),
+    *("logging_strategy=steps", "logging_steps=1", "logging_nan_inf_filter=false"),  # every loss, as it is
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +70,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     recipe = asked.recipe()
     arguments = build_training_arguments(recipe)
     model = load_model(recipe.model, arguments.seed)
-    check_model_support(model)
     base = causal_model(model)
+    check_model_support(base)
     dataset = _packs(asked, recipe, arguments, base.config.vocab_size)
     timed = _timed_lengths(dataset, arguments.gradient_accumulation_steps, asked.steps)
     plugin = replace(recipe.hsap, context_size=asked.split[0], ulysses_size=asked.split[1])
@@ -79,15 +83,17 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     peak_gib = torch.cuda.max_memory_allocated() / 2**30 if cuda else math.nan
     own = torch.tensor([*times.values(), peak_gib], dtype=torch.float64)
     *slowest, peak_gib = mesh.world_host.all_gather(own, "gather measurements").amax(0).tolist()
+    times = dict(zip(times, slowest, strict=True))
+    dtype = compute_dtype(model, arguments)
     return {
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "torch": torch.__version__,
-        "dtype": compute_dtype(model, arguments),
+        "dtype": dtype,
         "weights": base.num_parameters(),
-        **dict(zip(times, slowest, strict=True)),
+        **times,
         "peak_gib": peak_gib if cuda else None,
         "losses": losses,
-        **_speeds(timed, slowest[0] / 1e3, base.config, arguments.world_size),
+        **_speeds(timed, times["step_ms"] / 1e3, base, dtype, arguments.world_size),
     }
 
 
@@ -96,16 +102,19 @@ def _train(
 ) -> tuple[dict[str, float], list[float]]:
     """Times of this rank in milliseconds, the step's first; and the losses of all steps."""
     waits = Waits(arguments.device)
-    clock = StepClock(waits, mesh.world_host)
+    clock = StepClock(waits)
     with HsapHandle(model, plugin, watch(mesh, waits)) as handle:
-        clock.watch_deals(causal_model(model))
         trainer = Trainer(model, arguments, train_dataset=dataset, data_collator=HsapDataCollator(), callbacks=[clock])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         assert handle.plan is not None
-        plan_ms = _plan_ms(handle.plan, mesh, arguments.device)
-    medians = {name: statistics.median(found[WARMUP:]) for name, found in clock.times.items()}
-    return {**medians, "plan_ms": plan_ms}, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        times = {
+            "step_ms": statistics.median(clock.step_ms[WARMUP:]),
+            "exposed_ms": statistics.median(clock.exposed_ms[WARMUP:]),
+            "deal_ms": _deal_ms(handle, dataset, mesh, arguments.device),
+            "plan_ms": _plan_ms(handle.plan, mesh, arguments.device),
+        }
+    return times, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def _packs(asked: Asked, recipe: Recipe, arguments: TrainingArguments, vocab_size: int) -> DrawnPacks | PackedDataset:
@@ -131,6 +140,22 @@ def _timed_lengths(dataset: DrawnPacks | PackedDataset, accumulated: int, steps:
     ]
 
 
+def _deal_ms(handle: HsapHandle, dataset: DrawnPacks | PackedDataset, mesh: HsapMesh, device: torch.device) -> float:
+    """Reading, agreeing, planning and dealing one batch while nothing else runs, from when all ranks have theirs."""
+    assert handle.dealer is not None
+    times, world = [], mesh.world_host
+    for index in range(min(10, dataset.num_packs)):
+        batch = HsapDataCollator()([dataset[index * world.size + world.rank]])
+        batch = {name: value.to(device) for name, value in batch.items()}
+        world.all_reduce_max(torch.zeros(1), "start together")
+        begun = time.perf_counter()
+        handle.dealer.deal(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append((time.perf_counter() - begun) * 1e3)
+    return statistics.median(times)
+
+
 def _plan_ms(plan: Plan, mesh: HsapMesh, device: torch.device) -> float:
     """Plan, deal and one window's tables of a batch that was not met before."""
 
@@ -146,15 +171,22 @@ def _counts(documents: int, ranks: int) -> list[int]:
     return [documents * (rank + 1) // ranks - documents * rank // ranks for rank in range(ranks)]
 
 
-def _speeds(timed: Sequence[Sequence[int]], seconds: float, config: Any, ranks: int) -> dict[str, float | None]:
-    """Tokens and model FLOP a second; recomputed layers do not count, nor does attention between documents."""
+def _speeds(
+    timed: Sequence[Sequence[int]], seconds: float, base: Any, dtype: str, ranks: int
+) -> dict[str, float | None]:
+    """Tokens and model FLOP a second; recomputed layers do not count, nor does attention between documents.
+
+    FLOP are not counted for experts and where weights are frozen.
+    """
     tokens = sum(chain.from_iterable(timed)) / len(timed)
     flops = peak = None
-    if not any(hasattr(config, name) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        shape = shape_of(config, config.model_type)
+    experts = any(hasattr(base.config, name) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    if not experts and all(parameter.requires_grad for parameter in base.parameters()):
+        shape = shape_of(base.config, base.config.model_type)
         flops = sum(shape.train_flops(lengths) for lengths in timed) / len(timed) / seconds / ranks
-        name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        peak = next((speed for word, speed in PEAK_FLOPS.items() if word in name), None)
+        if dtype in ("bfloat16", "float16") and torch.cuda.is_available():
+            name = torch.cuda.get_device_name()
+            peak = next((speed for words, speed in PEAK_FLOPS.items() if words in name), None)
     return {
         "tokens": tokens,
         "tokens_per_second": tokens / seconds,

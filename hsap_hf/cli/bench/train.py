@@ -12,11 +12,13 @@ import typer
 
 from hsap_hf.cli.bench.job import SLOW_LINK, TOO_LARGE, ask
 from hsap_hf.errors import ConfigError
+from hsap_hf.planner.documents import checked_lengths
 from hsap_hf.planner.model import MODELS
 
 STEPS_PROGRAM = "hsap_hf.cli.bench.steps"
 DATA_PARALLEL = "data parallel"
-_LIMITS = {"bfloat16": 2e-2, "float16": 2e-2, "float32": 1e-4}
+TOO_LARGE_NOTE = "too large"
+_LIMITS = {"bfloat16": 2e-2, "float16": 2e-2, "float32": 1e-4, "float64": 1e-8}
 """Largest difference of a loss from data parallelism's."""
 _COLUMNS = {
     "step_ms": ("step", ",.1f"),
@@ -34,7 +36,7 @@ _COLUMNS = {
 RecipeAndOverrides = Annotated[
     list[str] | None, typer.Argument(metavar="[RECIPE.yaml] [section.key=value ...]", show_default=False)
 ]
-Shape = Annotated[
+ModelOption = Annotated[
     str | None, typer.Option("--model", help="Random weights of a named shape instead of the recipe's model.")
 ]
 Ranks = Annotated[int, typer.Option("--nproc", min=1, help="Ranks to start: one a GPU, or CPUs.")]
@@ -45,7 +47,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")
 def train(
     arguments: RecipeAndOverrides = None,
     nproc: Ranks = 2,
-    model: Shape = None,
+    model: ModelOption = None,
     lengths: Annotated[
         str | None, typer.Option(help="Document lengths of packs of random tokens, instead of the recipe's data.")
     ] = None,
@@ -60,8 +62,8 @@ def train(
     """Whole Trainer steps of a recipe: HSAP beside data parallelism on the same documents, and plain Ulysses.
 
     Every rank brings the same documents every time, and data parallelism runs on the same kernel: only who computes
-    what differs. Losses must agree; 1 where they do not. Without a recipe: the quick start's, on CPUs. FSDP2:
-    training.fsdp=true.
+    what differs. Losses must agree; 1 where they do not. Without a recipe: the quick start's, on CPUs; with --model on
+    GPUs, where there are any. FSDP2: training.fsdp=true.
     """
     from hsap_hf.cli.bench.request import read_splits
     from hsap_hf.cli.lengths import read_packs
@@ -69,11 +71,13 @@ def train(
     run = read_run(arguments, model, nproc, slow_link)
     packs: dict[str, list[int] | None] = {"packs of the recipe": None}
     if lengths is not None:
-        packs = dict(read_packs(lengths, pack))
+        packs = {name: list(checked_lengths(documents)) for name, documents in read_packs(lengths, pack).items()}
     elif pack:
         raise ConfigError("--pack names a pack of --lengths FILE; give both.")
     ways = [(DATA_PARALLEL, (1, 1)), *(("hsap", one) for one in read_splits(split, nproc))]
-    if run.heads is not None and run.heads % nproc == 0 and ("hsap", (1, nproc)) not in ways:
+    if run.heads is None:
+        typer.echo("plain Ulysses is left out: the recipe does not tell the query heads. Add --split 1xN.", err=True)
+    elif run.heads % nproc == 0 and ("hsap", (1, nproc)) not in ways:
         ways.append(("ulysses", (1, nproc)))
     rows = []
     for name, documents in packs.items():
@@ -102,7 +106,7 @@ class Run:
     """Query heads, where the recipe tells them."""
 
     def measure(self, split: tuple[int, int], lengths: list[int] | None, steps: int) -> dict[str, Any]:
-        """A row: what the ranks of one launch measured, or a note where their memory was too small for it."""
+        """A row: what the ranks of one launch measured, or a note that says why they did not."""
         request = {
             "recipe_file": str(self.recipe_file),
             "overrides": self.overrides,
@@ -111,10 +115,10 @@ class Run:
             "steps": steps,
         }
         code, found = ask(STEPS_PROGRAM, request, self.ranks, self.environment)
-        if code not in (0, TOO_LARGE):
+        if code == 2:
             raise typer.Exit(code)
-        known = {"split": f"{split[0]}x{split[1]}", "ranks": self.ranks}
-        return {**known, "note": "too large", "losses": []} if found is None else {**known, "note": None, **found}
+        note = None if code == 0 else TOO_LARGE_NOTE if code == TOO_LARGE else f"ended with code {code}"
+        return {"split": f"{split[0]}x{split[1]}", "ranks": self.ranks, "note": note, "losses": [], **(found or {})}
 
 
 def read_run(arguments: Sequence[str] | None, model: str | None, ranks: int, slow_link: bool) -> Run:
@@ -130,7 +134,9 @@ def read_run(arguments: Sequence[str] | None, model: str | None, ranks: int, slo
 
 
 def _model_overrides(name: str) -> list[str]:
-    """A recipe's model section for random weights of a named shape."""
+    """A recipe's model section for random weights of a named shape, on GPUs where there are any."""
+    import torch
+
     shape = next((model for model in MODELS if model.name == name), None)
     if shape is None:
         names = ", ".join(model.name for model in MODELS)
@@ -146,7 +152,8 @@ def _model_overrides(name: str) -> list[str]:
         "vocab_size": shape.vocab_size,
         "tie_word_embeddings": shape.tied_embeddings,
     }
-    return ["model.name_or_path=null", f"model.config={json.dumps(config)}"]
+    device = f"training.use_cpu={json.dumps(not torch.cuda.is_available())}"
+    return ["model.name_or_path=null", f"model.config={json.dumps(config)}", device]
 
 
 def _beside(row: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
@@ -158,9 +165,11 @@ def _beside(row: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_problems(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A sentence for every way whose losses are not those of data parallelism."""
+    """A sentence for every way that failed, or whose losses are not those of data parallelism."""
     found = []
     for row in rows:
+        if row["note"] not in (None, TOO_LARGE_NOTE):
+            found.append(f"{row['pack']}, {row['way']} {row['split']}: {row['note']}.")
         difference, limit = row["loss_difference"], _LIMITS.get(row.get("dtype"), 0.0)
         if difference is not None and not difference <= limit:  # NaN is wrong too
             text = f"losses differ by {difference:.2g} from data parallelism's; up to {limit} is fine."
