@@ -13,15 +13,21 @@ from torch.nn import functional
 from hsap_hf.attention import Scores, choose_kernel
 from hsap_hf.attention.kernels import Problem
 from hsap_hf.attention.segments import Segments
+from hsap_hf.cli.bench.job import ask
 from hsap_hf.cli.bench.timing import median_ms
+from hsap_hf.errors import HsapError
 from hsap_hf.planner.documents import pairs
 from hsap_hf.planner.machine import H100, Machine
 
 _REPEATS = 10
 
 
-def calibrate() -> Machine:
-    """This device as a machine: kernels by document length, matrix products, memory. Links stay those of H100."""
+def calibrate(num_ranks: int = 1) -> Machine:
+    """This device as a machine: kernels by document length, matrix products, memory.
+
+    num_ranks: of this machine, started to measure the links between them; 1 leaves those of H100. Those between nodes
+    stay H100's. Raises HsapError where the ranks fail.
+    """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     dtype = torch.bfloat16 if cuda else torch.float32
@@ -29,16 +35,26 @@ def calibrate() -> Machine:
     # seconds = pair_cost * pairs + token_cost * tokens; a token costs as much as half_length / 2 pairs
     half_length = 2 * (forward[1] + backward[1]) / (forward[0] + backward[0])
     memory = torch.cuda.mem_get_info()[1] if cuda else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    links = measure_links(num_ranks) if num_ranks > 1 else {}
     return replace(
         H100,
+        **links,
         name=torch.cuda.get_device_name() if cuda else "this CPU",
         linear_flops=_linear_flops(device, dtype, 4_096 if cuda else 256),
         forward_flops=4 / forward[0],
         backward_flops=10 / backward[0],
         half_length=half_length,
-        node_ranks=torch.cuda.device_count() if cuda else 1,
+        node_ranks=torch.cuda.device_count() if cuda else num_ranks,
         memory_bytes=float(memory),
     )
+
+
+def measure_links(num_ranks: int) -> dict[str, float]:
+    """`message_seconds` and `node_bytes` between so many ranks of this machine. HsapError where they fail."""
+    code, links = ask("hsap_hf.cli.links", {}, num_ranks, {})
+    if code:
+        raise HsapError(f"the {num_ranks} ranks that measure links ended with code {code}; see what they printed.")
+    return links
 
 
 def _attention(

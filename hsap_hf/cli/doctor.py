@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hsap_hf.hf import ModelReport
+    from hsap_hf.planner.machine import Machine
 
 
 def doctor(
@@ -20,6 +21,9 @@ def doctor(
     calibrate: Annotated[
         Path | None, typer.Option(help="Measure this device into FILE, for `hsap plan --machine FILE`.")
     ] = None,
+    nproc: Annotated[
+        int, typer.Option("--nproc", min=1, help="With --calibrate: measure links between N ranks of this machine too.")
+    ] = 1,
 ) -> None:
     """Versions, devices, kernels with the reason where one is missing; with a model, whether HSAP supports it."""
     import torch
@@ -43,27 +47,34 @@ def doctor(
         table.add_row(f"kernel {kernel.name}", "ready" if reason is None else escape(f"no: {reason}"))
     console.print(table)
     if calibrate is not None:
-        _calibrate(calibrate, console)
+        _calibrate(calibrate, nproc, console)
     if model is not None:
         console.print(escape(f"{model}: supported. {_check(model).describe()}"))
 
 
-def _calibrate(path: Path, console: Console) -> None:
+def _calibrate(path: Path, nproc: int, console: Console) -> None:
     """Measure, write the file, and say what was measured and what was not."""
     from hsap_hf.cli.calibrate import calibrate
     from hsap_hf.cli.shapes import write_machine
 
-    machine = calibrate()
+    machine = calibrate(nproc)
     write_machine(machine, path)
     console.print(
         f"{path}: attention {machine.forward_flops / 1e12:.3g} TFLOP/s forward and "
         f"{machine.backward_flops / 1e12:.3g} backward on long documents, half of it at {machine.half_length:,.0f} "
-        f"tokens; matrix products {machine.linear_flops / 1e12:.3g}.\nNot measured: links between devices. The file "
-        f"has {machine.node_bytes / 1e9:.0f} GB/s inside a node of {machine.node_ranks} and "
-        f"{machine.network_bytes / 1e9:.0f} GB/s between nodes; put your own figures there.",
+        f"tokens; matrix products {machine.linear_flops / 1e12:.3g}.\n{_links(machine, nproc)}",
         highlight=False,
         markup=False,
     )
+
+
+def _links(machine: Machine, nproc: int) -> str:
+    between = f"{machine.network_bytes / 1e9:.3g} GB/s between nodes; put your own figures there."
+    inside = f"{machine.node_bytes / 1e9:.3g} GB/s inside a node of {machine.node_ranks}"
+    if nproc == 1:
+        return f"Not measured: links between devices (--nproc N does). The file has {inside} and {between}"
+    small = f"{machine.message_seconds * 1e6:,.0f} us for an exchange that carries next to nothing"
+    return f"Links between {nproc} ranks: {inside}, {small}.\nNot measured: links between nodes. The file has {between}"
 
 
 def _check(name: str) -> ModelReport:

@@ -30,7 +30,7 @@ NUM_FACTS = 4
 _KEPT_PLANS = 4
 """Plans kept with their tables: evaluation sets come back with the same lengths."""
 _COMPARED = frozenset(2**n for n in range(40))
-"""Batches after which ranks compare their weights: soon, and seldom."""
+"""Training batches after which ranks compare their weights: soon, and seldom."""
 _REPLACED = ("input_ids", "attention_mask", "position_ids", "labels", "shift_labels", "cu_seqlens", "seq_idx")
 _REPLACED += ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "use_cache", "return_dict")
 
@@ -45,6 +45,7 @@ class Dealer:
     num_layers: int
     said_undealt: bool = False
     batches: int = 0
+    trained_batches: int = 0
     dealt_tokens: int = 0
     plan: Plan | None = None
     """The plan of the last batch."""
@@ -127,7 +128,7 @@ class Dealer:
                 refuse_strategies(self.patch.model)  # accelerate may have been configured after enable_hsap
             brought = read_batch(batch)
             facts = [brought.num_supervised, int(torch.is_grad_enabled()), *_bits(batch.get("num_items_in_batch"))]
-            if self.batches in _COMPARED and torch.is_grad_enabled():
+            if self.trained_batches in _COMPARED and torch.is_grad_enabled():
                 weights = sampled_size(self.patch.model)
         except Exception as problem:  # whatever it is, every rank of the job must hear of it
             error = problem
@@ -156,6 +157,7 @@ class Dealer:
         )
         tokens = deal.to_slots(self.mesh.group, brought.tokens)
         self.plan, self.batches, self.dealt_tokens = plan, self.batches + 1, self.dealt_tokens + len(tokens)
+        self.trained_batches += torch.is_grad_enabled()
         supervised = sum(fact[0] for fact in gathered.facts)
         return DealtBatch(
             mesh=self.mesh,

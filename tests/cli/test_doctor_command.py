@@ -47,3 +47,10 @@ def test_help_names_every_command(hsap):
     assert code == 0
     for command in ("train", "verify", "launch", "plan", "doctor"):
         assert command in out
+
+
+def test_links_between_ranks_are_measured_alike_on_all_of_them(gloo):
+    first, *others = gloo.run("hsap_hf.cli.links:measure", {})
+    assert others == [first] * 3
+    assert 1e-6 < first["message_seconds"] < 1
+    assert 1e5 < first["node_bytes"] < 1e13
