@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ class DealtBatch:
         tokens: Tensor,
         num_supervised: int,
         plugin: HsapPlugin,
-        recomputed: bool,
+        recomputes: Callable[[], bool],
         tables: dict[int | None, SlotTables],
     ) -> None:
         self.mesh, self.plan, self.deal, self.brought, self.plugin = mesh, plan, deal, brought, plugin
@@ -36,8 +38,8 @@ class DealtBatch:
         """[T, 3] int64: input id, position id, label of the next token, of the tokens this rank computes."""
         self.num_supervised = num_supervised
         """Tokens of the whole group whose label counts."""
-        self.recomputed = recomputed
-        """Layers run their forward again in the backward: activation checkpointing."""
+        self.recomputes = recomputes
+        """Whether layers run their forward again in the backward: activation checkpointing."""
         self.tables = tables
         """By attention window; compiled at the first layer that asks, kept with the plan."""
         self.handed_out = False
@@ -72,9 +74,9 @@ class DealtBatch:
         Beside them stay a slot's own queries and outputs (`heads`), keys and values (`kv_heads`).
         """
         setting, plan = self.plugin.borrowed_keys, self.plan
-        if setting != "auto" or self.recomputed:
-            return setting != "fetch_again"
-        return plan.most_fetched * kv_heads <= plan.tokens(0) * (heads + kv_heads)
+        if setting != "auto":
+            return setting == "keep"
+        return plan.most_fetched * kv_heads <= plan.tokens(0) * (heads + kv_heads) or self.recomputes()
 
     def model_row(self) -> tuple[Tensor, Tensor, Tensor]:
         """input_ids, position_ids, shift_labels [1, max(T, 1)]; a rank without tokens gets one that never counts."""

@@ -6,7 +6,7 @@ import inspect
 import logging
 import struct
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
 
@@ -167,7 +167,7 @@ class Dealer:
             tokens=tokens,
             num_supervised=supervised,
             plugin=self.plugin,
-            recomputed=_recomputes(self.patch.model),
+            recomputes=partial(_recomputes, self.patch.model),
             tables=tables,
         )
 

@@ -48,7 +48,7 @@ _OVERRIDES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """The request."""
+    """What one launch trains: a recipe, or packs of given lengths with it, on one split of its ranks."""
 
     recipe_file: str
     overrides: list[str]
@@ -100,7 +100,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 def _train(
     model: Any, plugin: HsapPlugin, mesh: HsapMesh, arguments: TrainingArguments, dataset: Dataset[Any]
 ) -> tuple[dict[str, float], list[float]]:
-    """Times of this rank in milliseconds, the step's first; and the losses of all steps."""
+    """Times of this rank in milliseconds, by their keys of the answer; and the losses of all steps."""
     waits = Waits(arguments.device)
     clock = StepClock(waits)
     with HsapHandle(model, plugin, watch(mesh, waits)) as handle:
