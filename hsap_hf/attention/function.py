@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from hsap_hf.attention.kernels import Kernel, Problem, Scores
+from hsap_hf.attention.lane import Lane
 from hsap_hf.attention.merge import add_sinks, merge_rows, sink_grads
 from hsap_hf.attention.segments import Gather, Part, SlotTables
-from hsap_hf.comm.axis import Axis
+from hsap_hf.comm.axis import Axis, Pending
 from hsap_hf.comm.exchange import fetch_keys, return_key_grads
-from hsap_hf.comm.row_sums import add_rows
+from hsap_hf.comm.rows import split, sum_rows, take_rows
 from hsap_hf.comm.ulysses import HeadShare, gather_heads, scatter_heads, sum_replicas
 
 
@@ -43,9 +44,7 @@ def attend(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Ten
 
 
 Saved = tuple[Tensor, Tensor, Tensor, "Tensor | None", Tensor, Tensor, "Tensor | None"]
-"""q, k, v, borrowed rows where they are kept, out, lse, sinks"""
-Grads = tuple[Tensor, Tensor, Tensor]
-
+"""q, k, v, keys of the remote call where they are kept, out, lse, sinks"""
 
 class HsapAttention(torch.autograd.Function):
     """`forward` and `backward` below, under autograd."""
@@ -64,79 +63,121 @@ class HsapAttention(torch.autograd.Function):
 
 def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Tensor | None) -> tuple[Tensor, Saved]:
     """The output [T, N, Hv] and what `backward` needs."""
-    tables, local, remote = call.tables, call.tables.local, call.tables.remote
+    local, remote, apart = call.tables.local, call.tables.remote, call.tables.apart
     q = scatter_heads(q_TNH, call.rows, call.ulysses).contiguous()
     k, v = (x.contiguous() for x in _scatter_pair(call, k_TGH, v_TGH))
-    pending = fetch_keys(k, v, tables.exchange, call.context)
+    out = q.new_empty((*q.shape[:2], v.shape[-1]))
+    lse = q.new_empty((q.shape[1], len(q)), dtype=torch.promote_types(q.dtype, torch.float32))
+    pending = fetch_keys(k, v, call.tables.exchange, call.context)
+    lane = Lane(q.device, idle=call.tables.exchange.silent)
 
-    if local is not None and len(local.rows) == len(q):
-        out, lse = call.kernel.forward(Problem(q, k, v, local.segments, True, call.scores))
-    else:
-        out = q.new_zeros((*q.shape[:2], v.shape[-1]))
-        lse = q.new_full((q.shape[1], len(q)), -torch.inf, dtype=_wide(q))
-        if local is not None:
-            merge_rows(out, lse, local.rows, *_forward_part(call, local, q, local.take(k), local.take(v)))
-    borrowed = pending.wait()
-    if remote is not None:
-        merge_rows(out, lse, remote.rows, *_forward_part(call, remote, q, *_far_keys(tables.gather, k, v, borrowed)))
+    if local is not None:
+        own = Problem(local.take(q), local.take(k), local.take(v), local.segments, True, call.scores)
+        near_out, near_lse = call.kernel.forward(own, local.room(out))
+        _settle(local, out, lse, near_out, near_lse)
+    far = None
+    with lane:
+        borrowed = pending.wait()
+        if remote is not None:
+            far = _far_keys(call.tables.gather, k, v, borrowed)
+            problem = Problem(remote.take(q), *split(far, k.shape[-1]), remote.segments, apart, call.scores)
+            far_out, far_lse = call.kernel.forward(problem, remote.room(out) if apart else None)
+    lane.join()
+    if remote is not None and apart:
+        _settle(remote, out, lse, far_out, far_lse)
+    elif remote is not None:
+        merge_rows(out, lse, remote.rows, far_out, far_lse)
 
     sinks = None if sinks_N is None else sinks_N.unflatten(0, (call.ulysses.size, -1))[call.ulysses.rank]
     if sinks is not None:
         out, lse = add_sinks(out, lse, sinks)
-    kept = borrowed if call.keep_borrowed else None
+    kept = far if call.keep_borrowed else None
     return gather_heads(out, call.rows, call.ulysses), (q, k, v, kept, out, lse, sinks)
 
 
 def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(grad_q, grad_k, grad_v, grad_sinks). Cut documents first: gradients of borrowed rows travel meanwhile."""
-    tables, gather, remote = call.tables, call.tables.gather, call.tables.remote
-    q, k, v, borrowed, out, lse, sinks = saved
-    again = fetch_keys(k, v, tables.exchange, call.context) if borrowed is None else None
+    local, exchange = call.tables.local, call.tables.exchange
+    q, k, v, far, out, lse, sinks = saved
+    again = None if call.keep_borrowed else fetch_keys(k, v, exchange, call.context)
     grad_out = scatter_heads(grad_TNH, call.rows, call.ulysses).contiguous()
-    result = (grad_out, q, out, lse)
+    grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, k, v))
+    lane = Lane(q.device, idle=exchange.silent)
 
-    if again is not None:  # keys travel beside the local part, and their gradients after it
-        local_grads = _backward_local(call, *result, k, v)
-        borrowed = again.wait()
-    assert borrowed is not None
-    grad_borrowed = torch.zeros_like(borrowed)
-    if remote is not None:
-        far_q, far_k, far_v = _backward_part(call, remote, *result, *_far_keys(gather, k, v, borrowed))
-        far = torch.cat([far_k, far_v], -1)
-        grad_borrowed = add_rows(grad_borrowed, far.index_select(0, gather.borrowed_at), gather.borrowed_sums)
-    pending = return_key_grads(grad_borrowed, tables.exchange, call.context)
-    if again is None:
-        local_grads = _backward_local(call, *result, k, v)
+    def backward_local() -> None:
+        if local is not None:
+            problem = Problem(local.take(q), local.take(k), local.take(v), local.segments, True, call.scores)
+            result = local.take(grad_out), local.take(out), local.take(lse, 1)
+            totals = grad_q, grad_k, grad_v
+            grads = call.kernel.backward(problem, *result, (local.room(grad_q), local.room(grad_k), local.room(grad_v)))
+            for total, grad in zip(totals, grads, strict=True):
+                if local.run is None:
+                    local.write(total, grad)
 
-    grad_q, grad_k, grad_v = local_grads
-    if remote is not None:
-        remote.add_to(grad_q, far_q)
-        if len(gather.own_rows):
-            own_k, own_v = _split(far.index_select(0, gather.own_at), k.shape[-1])
-            grad_k, grad_v = add_rows(grad_k, own_k, gather.own_sums), add_rows(grad_v, own_v, gather.own_sums)
-    if not tables.exchange.silent:
-        home_k, home_v = _split(pending.wait(), k.shape[-1])
-        grad_k = add_rows(grad_k, home_k, tables.exchange.returns)
-        grad_v = add_rows(grad_v, home_v, tables.exchange.returns)
+    if again is not None:  # keys travel beside the local part
+        backward_local()
+    with lane:
+        if again is not None:
+            borrowed = again.wait()
+            far = _far_keys(call.tables.gather, k, v, borrowed) if call.tables.remote is not None else None
+        pending, far_q = _backward_remote(call, saved, far, grad_out, (grad_q, grad_k, grad_v))
+    if again is None:  # gradients travel beside the local part
+        backward_local()
+    lane.join()
+    if far_q is not None:
+        assert call.tables.remote is not None
+        call.tables.remote.add_to(grad_q, far_q)
+    if not exchange.silent:
+        sum_rows((grad_k, grad_v), split(pending.wait(), k.shape[-1]), exchange.returns)
 
+    every_sink = _all_sink_grads(call, grad_out, q, out, lse, sinks)
     grad_q = gather_heads(grad_q, call.rows, call.ulysses)
     grad_k, grad_v = _gather_pair(call, grad_k, grad_v)
-    return grad_q, grad_k, grad_v, _all_sink_grads(call, *result, sinks)
+    return grad_q, grad_k, grad_v, every_sink
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+def _backward_remote(
+    call: Call, saved: Saved, far: Tensor | None, grad_out: Tensor, grads: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Pending, Tensor | None]:
+    """Gradients of borrowed rows on their way home, and those of queries that still want to be added."""
+    gather, remote, apart = call.tables.gather, call.tables.remote, call.tables.apart
+    (q, k, v, _, out, lse, _), (grad_q, grad_k, grad_v) = saved, grads
+    grad_borrowed = k.new_empty((gather.num_borrowed, k.shape[1], k.shape[2] + v.shape[2]))
+    if remote is None:
+        return return_key_grads(grad_borrowed, call.tables.exchange, call.context), None
+    assert far is not None
+    problem = Problem(remote.take(q), *split(far, k.shape[-1]), remote.segments, apart, call.scores)
+    result = remote.take(grad_out), remote.take(out), remote.take(lse, 1)
+    room = remote.room(grad_q) if apart else None
+    far_q, far_k, far_v = call.kernel.backward(problem, *result, (room, None, None))
+    borrowed_at = gather.num_own
+    sum_rows(split(grad_borrowed, k.shape[-1]), (far_k, far_v), gather.sums, first=borrowed_at, add=False)
+    pending = return_key_grads(grad_borrowed, call.tables.exchange, call.context)
+    if not apart:
+        return pending, far_q
+    sum_rows((grad_k, grad_v), (far_k, far_v), gather.sums, add=False)
+    if room is None:
+        remote.write(grad_q, far_q)
+    return pending, None
 
 
-def _split(kv: Tensor, key_dim: int) -> tuple[Tensor, Tensor]:
-    return kv[..., :key_dim], kv[..., key_dim:]
+def _settle(part: Part, out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
+    """A part's result is that of its rows; its output may stand there already."""
+    if part.run is None:
+        part.write(out, part_out)
+    part.write(lse, part_lse, 1)
+
+
+def _far_keys(gather: Gather, k: Tensor, v: Tensor, borrowed: Tensor) -> Tensor:
+    """Keys and values of the remote call, side by side, in the order of its segments."""
+    return borrowed if gather.in_place else take_rows((k, v), split(borrowed, k.shape[-1]), gather.rows)
 
 
 def _scatter_pair(call: Call, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values trade heads for tokens in one message."""
     if call.ulysses.size == 1:
         return k, v
-    return _split(scatter_heads(torch.cat([k, v], -1), call.rows, call.ulysses, call.heads.kv_index), k.shape[-1])
+    return split(scatter_heads(torch.cat([k, v], -1), call.rows, call.ulysses, call.heads.kv_index), k.shape[-1])
 
 
 def _gather_pair(call: Call, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,41 +185,7 @@ def _gather_pair(call: Call, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor, Te
     if call.ulysses.size == 1:
         return grad_k, grad_v
     both = sum_replicas(gather_heads(torch.cat([grad_k, grad_v], -1), call.rows, call.ulysses), call.heads)
-    return _split(both.to(grad_k.dtype), grad_k.shape[-1])
-
-
-def _forward_part(call: Call, part: Part, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    return call.kernel.forward(Problem(part.take(q), k, v, part.segments, part.causal, call.scores))
-
-
-def _backward_local(call: Call, grad_out: Tensor, q: Tensor, out: Tensor, lse: Tensor, k: Tensor, v: Tensor) -> Grads:
-    """Of queries, keys and values of the whole slot; zeros where a row has no local part."""
-    local = call.tables.local
-    if local is not None and len(local.rows) == len(q):
-        return call.kernel.backward(Problem(q, k, v, local.segments, True, call.scores), grad_out, out, lse)
-    grads = q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
-    if local is not None:
-        parts = _backward_part(call, local, grad_out, q, out, lse, local.take(k), local.take(v))
-        for grad, part in zip(grads, parts, strict=True):
-            grad.index_copy_(0, local.rows, part)
-    return grads
-
-
-def _backward_part(
-    call: Call, part: Part, grad_out: Tensor, q: Tensor, out: Tensor, lse: Tensor, k: Tensor, v: Tensor
-) -> Grads:
-    problem = Problem(part.take(q), k, v, part.segments, part.causal, call.scores)
-    return call.kernel.backward(problem, part.take(grad_out), part.take(out), part.take(lse, 1))
-
-
-def _far_keys(gather: Gather, k: Tensor, v: Tensor, borrowed: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of the remote call, in the order of its segments."""
-    far = borrowed.index_select(0, gather.borrowed_rows)
-    if len(gather.own_rows):
-        own = torch.cat([x.index_select(0, gather.own_rows) for x in (k, v)], -1)
-        mixed = far.new_empty((gather.num_rows, *far.shape[1:]))
-        far = mixed.index_copy_(0, gather.borrowed_at, far).index_copy_(0, gather.own_at, own)
-    return _split(far, k.shape[-1])
+    return split(both.to(grad_k.dtype), grad_k.shape[-1])
 
 
 def _all_sink_grads(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hsap_hf.comm.exchange import Exchange, compile_exchange
-from hsap_hf.comm.row_sums import RowSums
+from hsap_hf.comm.rows import RowSums
 from hsap_hf.comm.spans import index_tensor, offsets, span_rows
 from hsap_hf.planner import Piece, Plan
 
@@ -52,6 +52,17 @@ class Part:
             return x.index_select(dim, self.rows)
         return x.narrow(dim, self.run.start, self.run.stop - self.run.start)
 
+    def room(self, total: Tensor) -> Tensor | None:
+        """Where a kernel may write these rows of `total` itself: a view; None where they are no neighbours."""
+        return None if self.run is None else self.take(total)
+
+    def write(self, total: Tensor, part: Tensor, dim: int = 0) -> None:
+        """Make `part` these rows of `total`."""
+        if self.run is None:
+            total.index_copy_(dim, self.rows, part)
+        else:
+            self.take(total, dim).copy_(part)
+
     def add_to(self, total: Tensor, part: Tensor) -> None:
         """Add `part` to these rows of `total`, in place; one rounding a row."""
         if self.run is None:
@@ -62,27 +73,27 @@ class Part:
 
 @dataclass(frozen=True)
 class Gather:
-    """Builds the keys of the remote call from the slot's own rows and the borrowed ones."""
+    """The keys of the remote call, picked from the slot's own rows and the borrowed ones."""
 
-    num_rows: int
-    own_rows: Tensor
-    own_at: Tensor
-    borrowed_rows: Tensor
-    borrowed_at: Tensor
-    own_sums: RowSums
-    """The adjoint for own rows, from rows of the remote call at `own_at`."""
-    borrowed_sums: RowSums
-    """The adjoint for borrowed rows; one that several segments see gets several gradients."""
+    rows: Tensor
+    """In the order of the call's segments: rows of the slot, and from `num_own` on borrowed ones."""
+    in_place: bool
+    """They are the borrowed rows as they arrive."""
+    num_own: int
+    num_borrowed: int
+    sums: RowSums
+    """The adjoint: onto the slot's own rows, then the borrowed ones. A row that several segments see gets several."""
 
 
 @dataclass(frozen=True)
 class SlotTables:
     """All that the layers with one window need to know about a slot.
 
-    Without a window the local call takes every row in place (own keys of a cut document, head and tail joined, are one
-    causal segment) and the remote call adds full rectangles of borrowed keys. A window measures distance inside the
-    document, which joined pieces do not keep: there each piece of a cut document is one causal remote segment over
-    all the keys it needs, and the local call leaves those rows out.
+    Two forms. *Apart*: each piece of a document that waits for keys is one causal segment of the remote call, over all
+    the keys it needs, own ones among them; the local call has the other rows, and nothing is computed twice or merged.
+    *Merged*: the local call takes every row in place (own keys of a cut document, head and tail joined, are one causal
+    segment), the remote call adds full rectangles of borrowed keys, and rows with both are merged. A window measures
+    distance inside the document, which joined pieces do not keep, so layers with one are always apart.
     """
 
     exchange: Exchange
@@ -90,11 +101,20 @@ class SlotTables:
     """The slot's rows against its own keys; needs nothing from others."""
     remote: Part | None
     """Rows of cut documents against borrowed keys."""
+    apart: bool
+    """No row is in both parts."""
     gather: Gather
 
 
-def compile_tables(plan: Plan, slot: int, window: int | None, device: torch.device) -> SlotTables:
-    """Tables of `slot` for layers that see the last `window` keys of a document (None: all of them)."""
+def compile_tables(
+    plan: Plan, slot: int, window: int | None, device: torch.device, *, apart: bool | None = None
+) -> SlotTables:
+    """Tables of `slot` for layers that see the last `window` keys of a document (None: all of them).
+
+    apart: the form; None takes the one that is faster on the device.
+    """
+    if apart is None or window is not None:
+        apart = window is not None or device.type == "cuda"
     exchange = compile_exchange(plan, slot, window, device)
     pieces = plan.slots[slot]
     own = _by_document([(piece, row) for piece, row in zip(pieces, _rows_of(pieces), strict=True)])
@@ -107,12 +127,12 @@ def compile_tables(plan: Plan, slot: int, window: int | None, device: torch.devi
     sources: list[tuple[bool, int, int]] = []
     for doc, mine in own.items():
         theirs = borrowed.get(doc, [])
-        if window is None or not theirs:
+        if not apart or not theirs:
             local_spans.append((mine[0][1], sum(piece.stop - piece.start for piece, _ in mine)))
         for piece, row in mine if theirs else []:
             low = 0 if window is None else max(0, piece.start - window + 1)
             keys = _overlaps([(False, *entry) for entry in theirs], low, piece.stop)
-            if window is not None:
+            if apart:
                 keys = sorted(keys + _overlaps([(True, *entry) for entry in mine], low, piece.stop))
             if keys:
                 remote_spans.append((row, piece.stop - piece.start))
@@ -123,7 +143,8 @@ def compile_tables(plan: Plan, slot: int, window: int | None, device: torch.devi
     return SlotTables(
         exchange=exchange,
         local=_part(lengths, lengths, local_spans, True, device),
-        remote=_part([n for _, n in remote_spans], key_lengths, remote_spans, window is not None, device),
+        remote=_part([n for _, n in remote_spans], key_lengths, remote_spans, apart, device),
+        apart=apart,
         gather=_gather(sources, plan.tokens(slot), sum(exchange.receive_rows), device),
     )
 
@@ -170,13 +191,8 @@ def _part(
 
 def _gather(sources: list[tuple[bool, int, int]], own: int, borrowed: int, device: torch.device) -> Gather:
     """`sources`: (is own, row in its source, length) of every run of keys; `own`, `borrowed`: rows of the sources."""
-    table = np.array(sources, dtype=np.int64).reshape(-1, 3)
-    is_own, row, length = table.T
-    at, mine = offsets(length), is_own.astype(bool)
-    own_rows, own_at, borrowed_rows, borrowed_at = (
-        index_tensor(span_rows(start[chosen], length[chosen]), device)
-        for chosen in (mine, ~mine)
-        for start in (row, at)
-    )
-    own_sums, borrowed_sums = RowSums(own_rows, own), RowSums(borrowed_rows, borrowed)
-    return Gather(int(length.sum()), own_rows, own_at, borrowed_rows, borrowed_at, own_sums, borrowed_sums)
+    is_own, row, length = np.array(sources, dtype=np.int64).reshape(-1, 3).T
+    rows = span_rows(row + np.where(is_own, 0, own), length)
+    in_place = len(rows) == borrowed and bool((rows == np.arange(own, own + borrowed)).all())
+    index = index_tensor(rows, device)
+    return Gather(index, in_place, own, borrowed, RowSums(index, own + borrowed))

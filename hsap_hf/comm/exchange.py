@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hsap_hf.comm.axis import Axis, Pending
-from hsap_hf.comm.row_sums import RowSums
+from hsap_hf.comm.rows import RowSums, take_rows
 from hsap_hf.comm.spans import index_tensor, span_rows
 from hsap_hf.planner import Fetch, Plan, fetches, sends
 
@@ -59,14 +59,14 @@ def fetch_keys(k_SGH: Tensor, v_SGH: Tensor, exchange: Exchange, axis: Axis) -> 
     """Start bringing borrowed rows, keys and values in one message: [rows received, G, H + Hv], by sending slot."""
     if exchange.silent:
         return Pending(torch.cat([k_SGH[:0], v_SGH[:0]], -1), None)
-    send = torch.cat([x.index_select(0, exchange.send_order) for x in (k_SGH, v_SGH)], -1)
+    send = take_rows((k_SGH, v_SGH), None, exchange.send_order)
     return axis.all_to_all(send, exchange.send_rows, exchange.receive_rows, "exchange keys and values")
 
 
 def return_key_grads(grad_RGH: Tensor, exchange: Exchange, axis: Axis) -> Pending:
     """The adjoint: gradients of borrowed rows start home; `wait()` gives [rows sent, G, H + Hv].
 
-    Their owner adds them to its own with `add_rows(grad, returned, exchange.returns)`.
+    Their owner adds them to its own with `sum_rows(grads, split(returned, H), exchange.returns)`.
     """
     if exchange.silent:
         return Pending(grad_RGH, None)

@@ -11,22 +11,28 @@ from hsap_hf.planner.pieces import Piece
 
 
 class Slots(Sequence[tuple[Piece, ...]]):
-    """Per slot its pieces: whole documents in the order of the pack, then the cut ones.
+    """Per slot its pieces: cut documents, then whole ones, longest first.
 
     A rank looks at its own slot, and thousands of pieces of others would cost a third of the time of a plan.
 
-    A piece that starts its document needs nobody's keys. Documents whose first piece is here come first among the
-    cut ones, so that the rows that wait for keys are neighbours and can be attended in place.
+    Cut documents that wait for keys come first, so that their rows are neighbours and can be attended in place; among
+    them those that begin here, whose head alone waits for nothing. Kernels start segments in this order, and what
+    starts last should be short: else one long document keeps a few cores busy while the others are done.
     """
 
     def __init__(self, draft: Draft, lengths: Sequence[int]) -> None:
         self._whole, self._lengths = draft.whole, lengths
         self._cut: list[list[Piece]] = [[] for _ in draft.work]
-        for begins in (True, False):
-            for doc, rows in draft.cut.items():
-                for start, stop, slot in rows:
-                    if (rows[0].slot == slot) is begins:
-                        self._cut[slot].append(Piece(doc, start, stop))
+        places: tuple[list[tuple[int, Piece]], ...] = ([], [], [])
+        for doc in sorted(draft.cut, key=lambda doc: (-lengths[doc], doc)):
+            rows = draft.cut[doc]
+            begins, ends = rows[0].slot, {slot: stop for _, stop, slot in rows}
+            for start, stop, slot in rows:
+                waits = slot != begins or ends[slot] != rows[0].stop
+                places[(0 if slot == begins else 1) if waits else 2].append((slot, Piece(doc, start, stop)))
+        for place in places:
+            for slot, piece in place:
+                self._cut[slot].append(piece)
         self._made: dict[int, tuple[Piece, ...]] = {}
 
     def __len__(self) -> int:
@@ -42,8 +48,8 @@ class Slots(Sequence[tuple[Piece, ...]]):
         slot = range(len(self))[index]
         if slot not in self._made:
             lengths = self._lengths
-            whole = [Piece(doc, 0, lengths[doc]) for doc in sorted(self._whole[slot])]
-            self._made[slot] = (*whole, *self._cut[slot])
+            longest_first = sorted(self._whole[slot], key=lambda doc: (-lengths[doc], doc))
+            self._made[slot] = (*self._cut[slot], *(Piece(doc, 0, lengths[doc]) for doc in longest_first))
         return self._made[slot]
 
     def __iter__(self) -> Iterator[tuple[Piece, ...]]:
@@ -71,11 +77,11 @@ class Slots(Sequence[tuple[Piece, ...]]):
         slot_of[np.array([doc for docs in self._whole for doc in docs], dtype=np.int64)] = np.repeat(
             np.arange(num_slots), num_whole
         )
-        docs = np.argsort(slot_of, kind="stable")[: num_whole.sum()]  # by slot, then in the order of the pack
+        docs = np.lexsort((-lengths, slot_of))[: num_whole.sum()]  # by slot, then longest first, as in __getitem__
         rows = np.zeros((counts.sum(), 3), dtype=np.int64)
-        at = np.arange(len(docs)) + np.repeat(np.cumsum(num_cut) - num_cut, num_whole)
+        at = np.arange(len(docs)) + np.repeat(np.cumsum(num_cut), num_whole)
         rows[at, 0], rows[at, 2] = docs, lengths[docs]
         cut = [piece for pieces in self._cut for piece in pieces]
-        at = np.arange(len(cut)) + np.repeat(np.cumsum(num_whole), num_cut)
+        at = np.arange(len(cut)) + np.repeat(np.cumsum(num_whole) - num_whole, num_cut)
         rows[at] = np.array(cut, dtype=np.int64).reshape(-1, 3)
         return rows, counts

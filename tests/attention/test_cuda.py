@@ -14,12 +14,12 @@ PACKS = {
 }
 
 
-def check(name, context_size, ulysses_size=1, **options):
+def check(name, context_size, ulysses_size=1, apart=None, **options):
     """Output and every gradient, as a whole: the norm of the error over the norm of the exact one."""
     pack = random_pack(PACKS[name], device="cuda", **options)
     want = by_reference(pack)
     alone = relative_errors(by_loopback(pack, 1)[0], want)
-    shared = relative_errors(by_loopback(pack, context_size, ulysses_size)[0], want)
+    shared = relative_errors(by_loopback(pack, context_size, ulysses_size, apart=apart)[0], want)
     rounding = torch.finfo(pack.q.dtype).eps
     for tensor, (ours, single) in enumerate(zip(shared, alone, strict=True)):
         spare = rounding if tensor == 4 else 1e-6  # gradients of sinks are a handful of rounded sums, not a cloud
@@ -29,8 +29,9 @@ def check(name, context_size, ulysses_size=1, **options):
 @pytest.mark.parametrize("name", PACKS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("context_size", "ulysses_size"), [(2, 1), (4, 1), (2, 2), (1, 4), (8, 1)])
-def test_error_is_at_most_twice_that_of_one_device(name, dtype, context_size, ulysses_size):
-    check(name, context_size, ulysses_size, heads=16, kv_heads=4, dim=64, dtype=dtype)
+@pytest.mark.parametrize("apart", [True, False])
+def test_error_is_at_most_twice_that_of_one_device(name, dtype, context_size, ulysses_size, apart):
+    check(name, context_size, ulysses_size, apart, heads=16, kv_heads=4, dim=64, dtype=dtype)
 
 
 @pytest.mark.parametrize("window", [1, 100, 2000])

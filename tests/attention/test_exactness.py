@@ -15,14 +15,17 @@ documents = st.lists(st.one_of(st.just(1), st.integers(1, 12), st.integers(13, 9
 groups = st.tuples(st.integers(1, 8), st.sampled_from([1, 1, 2, 4]))
 heads = st.sampled_from([(4, 1), (4, 2), (4, 4), (8, 2)])
 windows = st.one_of(st.none(), st.integers(1, 100))
+forms = pytest.mark.parametrize("apart", [True, False], ids=["apart", "merged"])
+"""Of the tables; layers with a window are apart either way."""
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(documents, groups, heads, windows, st.booleans(), st.integers(0, 99))
 @pytest.mark.parametrize("kernel", ["sdpa", "dense"])
-def test_float64_is_the_reference_to_1e_10(kernel, lengths, group, heads, window, sinks, seed):
+@forms
+def test_float64_is_the_reference_to_1e_10(apart, kernel, lengths, group, heads, window, sinks, seed):
     pack = random_pack(lengths, heads=heads[0], kv_heads=heads[1], window=window, sinks=sinks, seed=seed)
-    got, _ = by_loopback(pack, *group, kernel=kernel)
+    got, _ = by_loopback(pack, *group, kernel=kernel, apart=apart)
     assert largest_difference(got, by_reference(pack)) <= 1e-10
 
 
@@ -63,17 +66,19 @@ def test_float32_is_the_reference_to_5e_6(kernel, group):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("group", [(2, 1), (4, 1), (16, 1), (4, 2), (1, 4)])
 @pytest.mark.parametrize("lengths", [[900], [600, 1, 40, 3, 250], [31] * 24])
-def test_half_precision_errs_at_most_twice_as_much_as_one_device(dtype, group, lengths):
+@forms
+def test_half_precision_errs_at_most_twice_as_much_as_one_device(apart, dtype, group, lengths):
     pack = random_pack(lengths, heads=8, kv_heads=4, dim=16, dtype=dtype)
     want = by_reference(pack)
     alone = relative_errors(by_loopback(pack, 1)[0], want)
-    for ours, single in zip(relative_errors(by_loopback(pack, *group)[0], want), alone, strict=True):
+    for ours, single in zip(relative_errors(by_loopback(pack, *group, apart=apart)[0], want), alone, strict=True):
         assert 0 < ours <= 2 * single
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.data(), windows)
-def test_any_placement_of_the_rows_is_exact(data, window):
+@forms
+def test_any_placement_of_the_rows_is_exact(apart, data, window):
     """Attention must not rely on how our planner cuts: here every row has an arbitrary owner."""
     lengths, slots = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=4)), data.draw(st.integers(1, 4))
     owners = [[data.draw(st.integers(0, slots - 1)) for _ in range(length)] for length in lengths]
@@ -90,17 +95,18 @@ def test_any_placement_of_the_rows_is_exact(data, window):
                     pieces.append(Piece(doc, row, row + 1))
         placed.append(tuple(pieces))
     pack = random_pack(lengths, window=window)
-    got, _ = by_loopback(pack, slots, plan=Plan(tuple(lengths), slots, tuple(placed)))
+    got, _ = by_loopback(pack, slots, plan=Plan(tuple(lengths), slots, tuple(placed)), apart=apart)
     assert largest_difference(got, by_reference(pack)) <= 1e-10
 
 
 @pytest.mark.parametrize("group", [(2, 1), (5, 1), (3, 2)])
 @pytest.mark.parametrize("window", [None, 20])
-def test_borrowed_keys_that_are_fetched_again_give_the_same_bits(group, window):
+@forms
+def test_borrowed_keys_that_are_fetched_again_give_the_same_bits(apart, group, window):
     """And arrive once more; their gradients still travel once."""
     pack = random_pack([70, 1, 33, 5, 160], window=window)
-    kept, traffic = by_loopback(pack, *group)
-    again, more = by_loopback(pack, *group, keep_borrowed=False)
+    kept, traffic = by_loopback(pack, *group, apart=apart)
+    again, more = by_loopback(pack, *group, keep_borrowed=False, apart=apart)
     assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
     plan, slots = compile_plan(pack.lengths, group[0]), range(0, len(more), group[1])
     for slot, rank in enumerate(slots):

@@ -29,25 +29,34 @@ for dtype, allowed in ((torch.float32, 2e-6), (torch.float16, 2e-3)):
     assert not torch.equal(theirs[0], out)
 """
 
-SUMS = """
+ROWS = """
 import torch
-from hsap_hf.comm.row_sums import RowSums, add_rows
-from hsap_hf.comm.row_sums_triton import add_rows_triton
+from hsap_hf.comm.rows import RowSums, split, sum_rows, take_rows
+from hsap_hf.comm.rows_triton import sum_rows_triton, take_rows_triton
 
 torch.manual_seed(0)
-targets = torch.randint(2, 20, (100,))  # rows 0 and 1 get nothing
-for dtype in (torch.float32, torch.float16):
-    total, source = torch.randn(20, 3, 10).to(dtype), torch.randn(100, 3, 25).to(dtype)[..., 10:20]
-    sums = RowSums(targets, 20)
-    want = add_rows(total.clone(), source, sums)
-    got = add_rows_triton(total.clone(), source, *sums.grouped)
-    torch.testing.assert_close(got, want)
-    assert torch.equal(got[:2], total[:2])
-    assert not torch.equal(got[2:], total[2:])
+for dtype, value_dim in ((torch.float32, 10), (torch.float16, 7)):
+    own = torch.randn(20, 3, 10).to(dtype), torch.randn(20, 3, value_dim).to(dtype)
+    more = split(torch.randn(30, 3, 10 + value_dim).to(dtype), 10)
+    rows = torch.randint(0, 50, (64,))
+    assert torch.equal(take_rows_triton(own, more, rows), take_rows(own, more, rows))
+    assert torch.equal(take_rows_triton(own, None, rows % 20), take_rows(own, None, rows % 20))
+
+    source = torch.randn(100, 3, 10).to(dtype), torch.randn(100, 3, value_dim).to(dtype)
+    sums = RowSums(torch.randint(2, 20, (100,)), 20)  # rows 0 and 1 get nothing
+    for first, count, add in ((0, 20, True), (0, 9, False), (9, 11, False)):
+        totals = split(torch.randn(count, 3, 10 + value_dim).to(dtype), 10)
+        want, got = ([x.clone() for x in totals] for _ in range(2))
+        sum_rows(want, source, sums, first=first, add=add)
+        sum_rows_triton(got, source, *sums.grouped, first, add)
+        for a, b, before in zip(want, got, totals):
+            torch.testing.assert_close(b, a)
+            assert not torch.equal(b[2:], before[2:])
+            assert first or torch.equal(b[:2], before[:2])
 """
 
 
-@pytest.mark.parametrize("program", [MERGE, SUMS], ids=["merge_rows", "add_rows"])
+@pytest.mark.parametrize("program", [MERGE, ROWS], ids=["merge_rows", "rows"])
 def test_kernel_equals_its_torch_reference(program):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from loopback_mesh import loopback_meshes, outcomes
 
 from hsap_hf.comm.exchange import compile_exchange, fetch_keys, return_key_grads
-from hsap_hf.comm.row_sums import RowSums, add_rows
+from hsap_hf.comm.rows import RowSums, split, sum_rows
 from hsap_hf.planner import Piece, Plan, compile_plan, fetches
 
 CPU = torch.device("cpu")
@@ -53,7 +53,8 @@ def test_fetching_and_returning_are_adjoint(lengths, context_size, window, seed)
         x, y, exchange = xs[slot], ys[slot], exchanges[slot]
         fetched = fetch_keys(x[..., :2], x[..., 2:], exchange, mesh.context).wait()
         returned = return_key_grads(y, exchange, mesh.context).wait()
-        home = add_rows(torch.zeros_like(x), returned, exchange.returns)
+        home = torch.zeros_like(x)
+        sum_rows(split(home, 2), split(returned, 2), exchange.returns)
         return (fetched * y).sum(), (x * home).sum()
 
     there, back = zip(*outcomes(loopback_meshes(context_size), rank), strict=True)
@@ -66,11 +67,13 @@ def test_a_row_that_several_slots_borrow_gets_the_sum_of_their_gradients():
 
     def rank(mesh):
         exchange = compile_exchange(plan, mesh.context.rank, None, CPU)
-        ones = torch.ones(sum(exchange.receive_rows), 1, 1)
+        ones = torch.ones(sum(exchange.receive_rows), 1, 2)
         returned = return_key_grads(ones, exchange, mesh.context).wait()
-        return add_rows(torch.zeros(1, 1, 1), returned, exchange.returns).item()
+        home = torch.zeros(1, 1, 2)
+        sum_rows(split(home, 1), split(returned, 1), exchange.returns)
+        return home.flatten().tolist()
 
-    assert outcomes(loopback_meshes(3), rank) == [2.0, 1.0, 0.0]
+    assert outcomes(loopback_meshes(3), rank) == [[2.0, 2.0], [1.0, 1.0], [0.0, 0.0]]
 
 
 def test_a_pack_of_whole_documents_posts_no_collective():
@@ -93,7 +96,8 @@ def test_half_precision_gradients_are_summed_in_float32():
     """bfloat16 counts in steps of 2 from 256 on: 256 + 1 + 1 is 258 in float32 and stays 256 added one by one."""
     sums = RowSums(torch.tensor([0, 0]), 1)
     total, ones = torch.full((1, 1, 1), 256.0).bfloat16(), torch.ones(2, 1, 1).bfloat16()
-    assert add_rows(total, ones, sums).item() == 258.0
+    sum_rows((total, total.clone()), (ones, ones), sums)
+    assert total.item() == 258.0
 
 
 @given(st.lists(st.integers(0, 5), max_size=12))
@@ -101,7 +105,14 @@ def test_rows_are_added_at_their_targets(targets):
     sums = RowSums(torch.tensor(targets, dtype=torch.int64), 6)
     source = torch.arange(1.0, len(targets) + 1).reshape(-1, 1, 1)
     want = [sum(i + 1.0 for i, target in enumerate(targets) if target == row) for row in range(6)]
-    assert add_rows(torch.zeros(6, 1, 1), source, sums).flatten().tolist() == want
+    added, written = (tuple(torch.full((6, 1, 1), 7.0) for _ in "kv") for _ in range(2))
+    sum_rows(added, (source, source), sums)
+    assert [x.flatten().tolist() for x in added] == [[7.0 + amount for amount in want]] * 2
+    sum_rows(written, (source, source), sums, add=False)
+    assert written[0].flatten().tolist() == [amount or 7.0 for amount in want]  # rows without a source are left alone
+    tail = tuple(torch.zeros(2, 1, 1) for _ in "kv")
+    sum_rows(tail, (source, source), sums, first=4)
+    assert tail[1].flatten().tolist() == want[4:]
     sources, edges = sums.grouped
     assert [sources[a:b].tolist() for a, b in pairwise(edges)] == [
         [i for i, target in enumerate(targets) if target == row] for row in range(6)

@@ -35,7 +35,7 @@ BUGS = {
     ),
     "the merge has the wrong sign": Bug(EXACT, (Edit("attention/merge.py", "(x - after).exp()", "(after - x).exp()"),)),
     "gradients of borrowed keys overwrite each other": Bug(
-        EXACT, (Edit("comm/row_sums.py", ".index_add_(0, sums.targets,", ".index_copy_(0, sums.targets,"),)
+        EXACT, (Edit("comm/rows.py", "wide.index_add(0, at,", "wide.index_copy(0, at,"),)
     ),
     "gradients of replicated heads are not summed": Bug(
         EXACT, (Edit("comm/ulysses.py", "total.index_add_(1,", "total.index_copy_(1,"),)

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from hsap_hf.attention.segments import Segments
@@ -32,6 +33,23 @@ class Problem:
     causal: bool
     """The last query of a segment is aligned with its last key. A window only counts here."""
     scores: Scores
+
+
+Into = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Where the gradients of queries, keys and values go; None: into a new tensor."""
+NOWHERE: Into = (None, None, None)
+
+
+def grads_of(problem: Problem, into: Into) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors to write the three gradients to: those given, new ones elsewhere."""
+    inputs = zip((problem.q, problem.k, problem.v), into, strict=True)
+    grad_q, grad_k, grad_v = (torch.empty_like(x) if place is None else place for x, place in inputs)
+    return grad_q, grad_k, grad_v
+
+
+def placed(result: Tensor, into: Tensor | None) -> Tensor:
+    """`into`, holding the result, for kernels that cannot write there themselves."""
+    return result if into is None else into.copy_(result)
 
 
 class Kernel(ABC):
@@ -70,12 +88,14 @@ class Kernel(ABC):
         return None
 
     @abstractmethod
-    def forward(self, problem: Problem) -> tuple[Tensor, Tensor]:
-        """(out, lse)"""
+    def forward(self, problem: Problem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(out, lse); out is `into` where one is given."""
 
     @abstractmethod
-    def backward(self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(grad_q, grad_k, grad_v)"""
+    def backward(
+        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into = NOWHERE
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(grad_q, grad_k, grad_v); each of them is that of `into` where one is given."""
 
 
 HALF = frozenset({"bfloat16", "float16"})

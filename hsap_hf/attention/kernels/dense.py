@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import Kernel, Problem, Scores
+from hsap_hf.attention.kernels.base import NOWHERE, Into, Kernel, Problem, Scores, grads_of
 from hsap_hf.attention.kernels.sdpa import slices, visible_keys
 
 
@@ -16,10 +16,10 @@ class DenseKernel(Kernel):
     has_softcap = True
     has_value_dim = True
 
-    def forward(self, problem: Problem) -> tuple[Tensor, Tensor]:
+    def forward(self, problem: Problem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
         q, k, v = problem.q, problem.k, problem.v
         wide = torch.promote_types(q.dtype, torch.float32)
-        out = q.new_empty((*q.shape[:2], v.shape[-1]))
+        out = q.new_empty((*q.shape[:2], v.shape[-1])) if into is None else into
         lse = q.new_empty((q.shape[1], len(q)), dtype=wide)
         for queries, keys in slices(problem.segments):
             score_GRQK, _ = _scores(q[queries].to(wide), k[keys].to(wide), problem.causal, problem.scores)
@@ -29,10 +29,12 @@ class DenseKernel(Kernel):
             lse[:, queries] = part_lse.flatten(0, 1)
         return out, lse
 
-    def backward(self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(
+        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into = NOWHERE
+    ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = problem.q, problem.k, problem.v
         wide = torch.promote_types(q.dtype, torch.float32)
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        grad_q, grad_k, grad_v = grads_of(problem, into)
         grouped = (k.shape[1], -1)
         for queries, keys in slices(problem.segments):
             part_q, part_k = q[queries].to(wide), k[keys].to(wide)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import HALF, Kernel, Problem, window_sizes
+from hsap_hf.attention.kernels.base import HALF, NOWHERE, Into, Kernel, Problem, grads_of, placed, window_sizes
 
 
 class FlashAttn2Kernel(Kernel):
@@ -19,7 +18,7 @@ class FlashAttn2Kernel(Kernel):
     package = "flash_attn_2_cuda"
     install = "pip install 'hsap-hf[gpu]'"
 
-    def forward(self, problem: Problem) -> tuple[Tensor, Tensor]:
+    def forward(self, problem: Problem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
         from flash_attn.flash_attn_interface import _flash_attn_varlen_forward
 
         out, lse, *_ = _flash_attn_varlen_forward(
@@ -35,12 +34,14 @@ class FlashAttn2Kernel(Kernel):
             problem.causal,
             **_limits(problem),
         )
-        return out, lse
+        return placed(out, into), lse
 
-    def backward(self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(
+        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into = NOWHERE
+    ) -> tuple[Tensor, Tensor, Tensor]:
         from flash_attn.flash_attn_interface import _flash_attn_varlen_backward
 
-        grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (problem.q, problem.k, problem.v))
+        grad_q, grad_k, grad_v = grads_of(problem, into)
         _flash_attn_varlen_backward(
             grad_out.contiguous(),
             problem.q,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import HALF, Kernel, Problem, window_sizes
+from hsap_hf.attention.kernels.base import HALF, NOWHERE, Into, Kernel, Problem, window_sizes
 
 
 class FlashAttn4Kernel(Kernel):
@@ -18,17 +18,22 @@ class FlashAttn4Kernel(Kernel):
     package = "flash_attn.cute"
     install = "pip install --pre flash-attn-4"
 
-    def forward(self, problem: Problem) -> tuple[Tensor, Tensor]:
+    def forward(self, problem: Problem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
         from flash_attn.cute.interface import _flash_attn_fwd
 
-        out, lse, *_ = _flash_attn_fwd(problem.q, problem.k, problem.v, return_lse=True, **_arguments(problem))
+        out, lse, *_ = _flash_attn_fwd(
+            problem.q, problem.k, problem.v, return_lse=True, out=into, **_arguments(problem)
+        )
         return out, lse
 
-    def backward(self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(
+        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into = NOWHERE
+    ) -> tuple[Tensor, Tensor, Tensor]:
         from flash_attn.cute.interface import _flash_attn_bwd
 
         arguments = _arguments(problem)
         arguments["softcap"] = problem.scores.softcap or 0.0
+        arguments |= dict(zip(("dq", "dk", "dv"), into, strict=True))
         grad_q, grad_k, grad_v, *_ = _flash_attn_bwd(
             problem.q, problem.k, problem.v, out, grad_out, lse.contiguous(), **arguments
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import Kernel, Problem, Scores
+from hsap_hf.attention.kernels.base import NOWHERE, Into, Kernel, Problem, Scores, grads_of
 from hsap_hf.attention.segments import Segments
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -20,9 +20,9 @@ class SdpaKernel(Kernel):
     name = "sdpa"
     device_type = "cpu"
 
-    def forward(self, problem: Problem) -> tuple[Tensor, Tensor]:
+    def forward(self, problem: Problem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
         q, k, v = problem.q, problem.k, problem.v
-        out = torch.empty_like(q)
+        out = torch.empty_like(q) if into is None else into
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
         lse = q.new_empty((q.shape[1], len(q)), dtype=wide)
         for queries, keys in slices(problem.segments):
@@ -37,9 +37,11 @@ class SdpaKernel(Kernel):
             lse[:, queries] = part_lse[0]
         return out, lse
 
-    def backward(self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(
+        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into = NOWHERE
+    ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = problem.q, problem.k, problem.v
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        grad_q, grad_k, grad_v = grads_of(problem, into)
         for queries, keys in slices(problem.segments):
             part_q, part_k, part_v = _backward(
                 grad_out[queries].transpose(0, 1)[None],

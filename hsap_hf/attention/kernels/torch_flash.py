@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import HALF, Kernel, Problem, window_sizes
+from hsap_hf.attention.kernels.base import HALF, NOWHERE, Into, Kernel, Problem, placed, window_sizes
 
 
 class TorchFlashKernel(Kernel):
@@ -16,7 +16,7 @@ class TorchFlashKernel(Kernel):
     dtypes = HALF
     max_head_dim = 256
 
-    def forward(self, problem: Problem) -> tuple[Tensor, Tensor]:
+    def forward(self, problem: Problem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             problem.q,
             problem.k,
@@ -32,11 +32,13 @@ class TorchFlashKernel(Kernel):
             window_size_left=window_sizes(problem)[0],
             window_size_right=window_sizes(problem)[1],
         )
-        return out, lse
+        return placed(out, into), lse
 
-    def backward(self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(
+        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into = NOWHERE
+    ) -> tuple[Tensor, Tensor, Tensor]:
         no_dropout = torch.empty(0, dtype=torch.uint64, device=problem.q.device)
-        return torch.ops.aten._flash_attention_backward(
+        grads = torch.ops.aten._flash_attention_backward(
             grad_out.contiguous(),
             problem.q,
             problem.k,
@@ -55,3 +57,5 @@ class TorchFlashKernel(Kernel):
             window_size_left=window_sizes(problem)[0],
             window_size_right=window_sizes(problem)[1],
         )
+        grad_q, grad_k, grad_v = (placed(grad, place) for grad, place in zip(grads, into, strict=True))
+        return grad_q, grad_k, grad_v
