@@ -46,6 +46,7 @@ def attend(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Ten
 Saved = tuple[Tensor, Tensor, Tensor, "Tensor | None", Tensor, Tensor, "Tensor | None"]
 """q, k, v, keys of the remote call where they are kept, out, lse, sinks"""
 
+
 class HsapAttention(torch.autograd.Function):
     """`forward` and `backward` below, under autograd."""
 

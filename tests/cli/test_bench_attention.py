@@ -162,7 +162,7 @@ def peer(monkeypatch):
         llama3_flash_attn_prepare_cu_seqlens=prepare,
         llama3_flash_attn_varlen_func=llama3,
     )
-    monkeypatch.setattr(peers, "_peer", lambda: module)
+    monkeypatch.setattr(peers, "_peer", lambda kernel: module)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -14,6 +14,7 @@ from hsap_hf.cli.bench.train import train
 from hsap_hf.errors import ConfigError
 
 if TYPE_CHECKING:
+    from hsap_hf.cli.bench.request import Request
     from hsap_hf.cli.bench.whole_pack import Shape
 
 app = typer.Typer(help="Measure on the machine at hand, or predict.", no_args_is_help=True)
@@ -24,7 +25,10 @@ app.command("longest")(longest)
 
 @app.command()
 def attention(
-    lengths: Annotated[str, typer.Option(help="Document lengths: a list, a JSON file, or a file of packs.")],
+    lengths: Annotated[
+        str | None, typer.Option(help="Document lengths: a list, a JSON file, or a file of packs. Default: four mixes.")
+    ] = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="Tokens of the four mixes; several times.")] = None,
     pack: Annotated[list[str] | None, typer.Option(help="Pack of the file; may be given several times.")] = None,
     context_size: Annotated[
         list[int] | None, typer.Option("--context-size", "-c", help="Slots; several times. Without --nproc.")
@@ -45,6 +49,9 @@ def attention(
     trace: Annotated[
         Path | None, typer.Option(help="Folder for a profiler's trace of every way and rank. With --nproc.")
     ] = None,
+    form: Annotated[
+        list[str] | None, typer.Option(help="How rows that wait for keys are attended: auto, apart, merged; several.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list instead of a table.")] = False,
 ) -> None:
     """Attention, forward and backward, against the same kernel with the whole pack on one device, divided by the ranks.
@@ -53,17 +60,27 @@ def attention(
     merging and uneven times cost. With --nproc N: on N ranks, which the command starts, beside other ways to spread the
     pack; every result is first compared with the one device's, and every byte with the plan. 1 where they differ.
     """
+    from hsap_hf.cli.bench.request import Request, read_splits
     from hsap_hf.cli.bench.whole_pack import Shape
 
     shape = Shape(heads, kv_heads, head_dim, kernel)
+    packs = _packs(lengths, pack, tokens)
     if nproc is None:
-        _refuse_without_ranks(split, slow_link, plot, trace)
-        rows = _time_alone(lengths, pack, context_size, shape, repeats)
+        _refuse_without_ranks(split, slow_link, plot, trace, form)
+        rows = _time_alone(packs, context_size, shape, repeats)
         typer.echo(json.dumps(rows)) if as_json else _table(rows)
         return
     if context_size:
         raise ConfigError("--context-size is for one device; with --nproc say --split CONTEXTxULYSSES.")
-    rows = _time_ranks(lengths, pack, nproc, split, shape, repeats, slow_link, plot, trace)
+    request = Request(
+        packs=packs,
+        splits=read_splits(split, nproc),
+        shape=shape,
+        repeats=repeats,
+        forms=form or ["auto"],
+        trace_folder=None if trace is None else str(trace.absolute()),
+    )
+    rows = _time_ranks(request, nproc, slow_link, plot)
     if as_json:
         typer.echo(json.dumps(rows))
     else:
@@ -73,48 +90,46 @@ def attention(
     _judge(rows)
 
 
-def _refuse_without_ranks(split: list[str] | None, slow_link: bool, plot: Path | None, trace: Path | None) -> None:
-    options = {"--split": split, "--slow-link": slow_link, "--plot": plot, "--trace": trace}
+def _packs(lengths: str | None, names: list[str] | None, tokens: list[int] | None) -> dict[str, list[int]]:
+    """The packs of a file or list, or the four mixes of these sizes."""
+    from hsap_hf.cli.bench.mixes import mixes
+    from hsap_hf.cli.lengths import read_packs
+
+    if lengths is not None:
+        if tokens:
+            raise ConfigError("--tokens is the size of the four mixes; --lengths brings packs of its own. Give one.")
+        return read_packs(lengths, names)
+    found = {name: mix for size in tokens or [65_536] for name, mix in mixes(size).items()}
+    unknown = [name for name in names or [] if name not in found]
+    if unknown:
+        raise ConfigError(f"--pack {unknown[0]} is not one of the mixes: {', '.join(found)}.")
+    return {name: found[name] for name in names or found}
+
+
+def _refuse_without_ranks(
+    split: list[str] | None, slow_link: bool, plot: Path | None, trace: Path | None, form: list[str] | None
+) -> None:
+    options = {"--split": split, "--slow-link": slow_link, "--plot": plot, "--trace": trace, "--form": form}
     given = [name for name, value in options.items() if value]
     if given:
         raise ConfigError(f"{', '.join(given)}: only with --nproc N, which measures on N ranks.")
 
 
 def _time_alone(
-    lengths: str, pack: list[str] | None, context_size: list[int] | None, shape: Shape, repeats: int
+    packs: dict[str, list[int]], context_size: list[int] | None, shape: Shape, repeats: int
 ) -> list[dict[str, Any]]:
     from hsap_hf.cli.bench.slot_times import time_slots
-    from hsap_hf.cli.lengths import read_lengths
 
     return [
-        {"pack": name or "pack", **time_slots(read_lengths(lengths, name), size, shape, repeats)}
-        for name in pack or [None]
+        {"pack": name, **time_slots(lengths, size, shape, repeats)}
+        for name, lengths in packs.items()
         for size in context_size or [2, 8]
     ]
 
 
-def _time_ranks(
-    lengths: str,
-    pack: list[str] | None,
-    nproc: int,
-    split: list[str] | None,
-    shape: Shape,
-    repeats: int,
-    slow_link: bool,
-    plot: Path | None,
-    trace: Path | None,
-) -> list[dict[str, Any]]:
-    from hsap_hf.cli.bench.request import Request, measure, read_splits
-    from hsap_hf.cli.lengths import read_packs
+def _time_ranks(request: Request, nproc: int, slow_link: bool, plot: Path | None) -> list[dict[str, Any]]:
+    from hsap_hf.cli.bench.request import measure
 
-    splits = read_splits(split, nproc)
-    request = Request(
-        packs=read_packs(lengths, pack),
-        splits=splits,
-        shape=shape,
-        repeats=repeats,
-        trace_folder=None if trace is None else str(trace.absolute()),
-    )
     if plot is None:
         return measure(request, nproc, slow_link=slow_link)
     from hsap_hf.cli.bench.picture import draw_efficiency

@@ -1,5 +1,7 @@
 """ring-flash-attention's two varlen functions as ways, where that package is installed. Never a dependency.
 
+They run on the kernel that everything else is timed on: the package asks flash-attn for two functions, and gets ours.
+
 Source: github.com/zhuzilin/ring-flash-attention, `zigzag_ring_flash_attn_varlen_func` and
 `llama3_flash_attn_varlen_func`. Both want padding: zigzag every document to a multiple of twice the ranks, llama3 the
 pack to a multiple of the ranks. Padding stands after the real rows and has no gradient, so it changes no result.
@@ -18,21 +20,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hsap_hf.attention import Scores
+from hsap_hf.attention.kernels import Kernel, Problem
+from hsap_hf.attention.segments import Segments
 from hsap_hf.cli.bench.ways import Way
 from hsap_hf.cli.bench.whole_pack import WholePack
 from hsap_hf.comm.spans import Ints, index_tensor
 
 _PACKAGE = "ring_flash_attn"
+_INTERFACE = "flash_attn.flash_attn_interface"
 
 
-def missing_peer(device: torch.device) -> str | None:
-    """Why the peers cannot run here, in words; None where they can."""
+def missing_peer(device: torch.device, kernel: Kernel) -> str | None:
+    """Why the peers cannot run here on this kernel, in words; None where they can."""
     if importlib.util.find_spec(_PACKAGE) is None:
         return "not installed"
     if device.type != "cuda":
         return "CUDA only"
     try:
-        _peer()
+        _peer(kernel)
     except ImportError as error:
         return f"not installed ({error})"
     return None
@@ -46,7 +52,7 @@ def zigzag_way(pack: WholePack, rank: int, size: int) -> Way:
     documents = np.repeat(np.arange(len(width)), 2 * width)
     edges = index_tensor(np.concatenate([[0], np.cumsum(2 * width)]), pack.grad.device).to(torch.int32)
     longest = int(2 * width.max())
-    function = _peer().zigzag_ring_flash_attn_varlen_func
+    function = _peer(pack.kernel).zigzag_ring_flash_attn_varlen_func
     rows = pack_rows(pack.lengths, documents, np.concatenate(chunks))
     return _way(pack, rows, lambda q, k, v: function(q, k, v, edges, longest, causal=True))
 
@@ -60,7 +66,7 @@ def llama3_way(pack: WholePack, rank: int, size: int, heads_stride: int) -> Way:
     documents = np.repeat(np.arange(len(lengths)), lengths)
     at = np.concatenate([np.arange(n) for n in lengths])
     mine = slice(rank * part, (rank + 1) * part)
-    peer = _peer()
+    peer = _peer(pack.kernel)
     tables = peer.llama3_flash_attn_prepare_cu_seqlens(edges, causal=True, rank=rank, world_size=size)
     function = peer.llama3_flash_attn_varlen_func
     words = {"heads_k_stride": heads_stride, "local_k_slice": tables[4], "causal": True}
@@ -102,9 +108,75 @@ def _way(pack: WholePack, rows: Ints, run: Callable[[Tensor, Tensor, Tensor], Te
     return Way(rows=mine, own=own, forward=forward, backward=backward)
 
 
-def _peer() -> ModuleType:
+def _peer(kernel: Kernel) -> ModuleType:
     """The package, without its transformers adapter: that one imports a name transformers 5 does not have."""
-    adapter = ModuleType(f"{_PACKAGE}.adapters")
-    adapter.substitute_hf_flash_attn = adapter.update_ring_flash_attn_params = None  # type: ignore[attr-defined]
-    sys.modules.setdefault(adapter.__name__, adapter)
-    return importlib.import_module(_PACKAGE)
+    if _PACKAGE not in sys.modules:
+        adapter = ModuleType(f"{_PACKAGE}.adapters")
+        adapter.substitute_hf_flash_attn = adapter.update_ring_flash_attn_params = None  # type: ignore[attr-defined]
+        stand_ins = {adapter.__name__: adapter, _INTERFACE: _interface(kernel)}
+        if importlib.util.find_spec("flash_attn") is None:
+            stand_ins["flash_attn"] = ModuleType("flash_attn")
+        before = {name: sys.modules.get(name) for name in stand_ins}
+        sys.modules.update(stand_ins)
+        try:
+            importlib.import_module(_PACKAGE)
+        finally:
+            for name, module in before.items():
+                sys.modules.pop(name)
+                if module is not None:
+                    sys.modules[name] = module
+    return sys.modules[_PACKAGE]
+
+
+def _interface(kernel: Kernel) -> ModuleType:
+    """flash-attn's functions of these names, as far as the package uses them, on `kernel`."""
+
+    def forward(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        dropout_p: float,
+        softmax_scale: float,
+        causal: bool,
+        window_size_left: int = -1,
+        window_size_right: int = -1,
+        alibi_slopes: Tensor | None = None,
+        return_softmax: bool = False,
+    ) -> tuple[Tensor, Tensor, None, None]:
+        segments = Segments((max_seqlen_q,), (max_seqlen_k,), cu_seqlens_q, cu_seqlens_k)
+        return *kernel.forward(Problem(q, k, v, segments, causal, Scores(softmax_scale))), None, None
+
+    def backward(
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        softmax_lse: Tensor,
+        dq: Tensor,
+        dk: Tensor,
+        dv: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        dropout_p: float,
+        softmax_scale: float,
+        causal: bool,
+        window_size_left: int = -1,
+        window_size_right: int = -1,
+        alibi_slopes: Tensor | None = None,
+        deterministic: bool = False,
+    ) -> None:
+        segments = Segments((max_seqlen_q,), (max_seqlen_k,), cu_seqlens_q, cu_seqlens_k)
+        problem = Problem(q, k, v, segments, causal, Scores(softmax_scale))
+        kernel.backward(problem, dout.contiguous(), out.contiguous(), softmax_lse.contiguous(), (dq, dk, dv))
+
+    module = ModuleType(_INTERFACE)
+    module._flash_attn_varlen_forward, module._flash_attn_varlen_backward = forward, backward  # type: ignore[attr-defined]
+    module._flash_attn_forward = module._flash_attn_backward = None  # type: ignore[attr-defined]
+    return module

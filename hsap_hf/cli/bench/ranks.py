@@ -15,7 +15,7 @@ from torch import Tensor
 from hsap_hf.cli.bench.job import answer
 from hsap_hf.cli.bench.peers import llama3_way, missing_peer, zigzag_way
 from hsap_hf.cli.bench.request import Request
-from hsap_hf.cli.bench.timing import median_ms
+from hsap_hf.cli.bench.timing import Times, time_call
 from hsap_hf.cli.bench.trace import trace
 from hsap_hf.cli.bench.ways import Received, Way, hsap_way
 from hsap_hf.cli.bench.whole_pack import WholePack, draw_pack
@@ -45,14 +45,14 @@ class Bench:
     def size(self) -> int:
         return self.mesh.group.size
 
-    def time(self, run: Callable[[], object]) -> float:
-        """Median milliseconds on this rank, with all ranks starting at once."""
+    def time(self, run: Callable[[], object]) -> Times:
+        """Of this rank, with all ranks starting at once."""
         mark = torch.zeros(1, device=self.device)
 
         def start_together() -> None:
             self.mesh.group.all_reduce_max(mark, "start together")
 
-        return median_ms(run, self.request.repeats, self.device, start_together)
+        return time_call(run, self.request.repeats, self.device, start_together)
 
     def gather(self, numbers: Sequence[float]) -> Tensor:
         """Every rank's numbers, [ranks, n]. Whoever is early waits on the host and leaves its device idle."""
@@ -67,6 +67,8 @@ class Expected:
     """out, dq, dk, dv"""
     forward_ms: float
     backward_ms: float
+    by_rank: list[float]
+    """Both, as each rank would have it: devices differ by a percent or two."""
 
 
 def measure(request: Request, device: torch.device, ranks: int) -> list[dict[str, Any]]:
@@ -117,15 +119,18 @@ def _measure_pack(bench: Bench, pack: WholePack, pack_name: str) -> list[dict[st
         found = [_measure_way(bench, way(), expected, label) for way, label in runs] or [_nothing(note)]
         best = min(found, key=lambda row: (row["forward_ms"] or 0) + (row["backward_ms"] or 0))
         ideal = {"ideal_forward_ms": expected.forward_ms, "ideal_backward_ms": expected.backward_ms}
+        ideal["ideal_by_rank_ms"] = expected.by_rank
         rows.append({"way": name, "split": split, **ideal, **best})
 
     for context, ulysses in bench.request.splits:
-        add("hsap", f"{context}x{ulysses}", lambda: hsap_way(pack, shape, bench.meshes[context, ulysses]))  # noqa: B023
+        for form in bench.request.forms:
+            name = "hsap" if form == "auto" else f"hsap {form}"
+            add(name, f"{context}x{ulysses}", lambda: hsap_way(pack, shape, bench.meshes[context, ulysses], form))  # noqa: B023
     if shape.heads % size == 0:
         add("ulysses", f"1x{size}", lambda: hsap_way(pack, shape, bench.meshes[1, size]))
     else:
         add("ulysses", f"1x{size}", note=f"{size} ranks do not divide {shape.heads} query heads")
-    missing = missing_peer(bench.device)
+    missing = missing_peer(bench.device, pack.kernel)
     if missing is not None:
         add("ring zigzag", None, note=missing)
         add("ring llama3", None, note=missing)
@@ -137,18 +142,13 @@ def _measure_pack(bench: Bench, pack: WholePack, pack_name: str) -> list[dict[st
 
 
 def _measure_whole(bench: Bench, pack: WholePack) -> Expected:
-    """Every rank computes the whole pack once, to compare with; then the first times it while the others idle."""
+    """Every rank computes the whole pack, to compare with, and times it: the mean over ranks, divided by the ranks."""
     out, lse = pack.forward()
     results = (out, *pack.backward(out, lse))
-    if bench.device.type == "cuda":
-        torch.cuda.synchronize()
-    bench.gather([0.0])
-    times = [0.0, 0.0]
-    if bench.mesh.group.rank == 0:
-        runs = (pack.forward, lambda: pack.backward(out, lse))
-        times = [median_ms(run, bench.request.repeats, bench.device) / bench.size for run in runs]
-    forward_ms, backward_ms = bench.gather(times)[0].tolist()
-    return Expected(results, forward_ms, backward_ms)
+    times = [bench.time(run).device for run in (pack.forward, lambda: pack.backward(out, lse))]
+    by_rank = bench.gather(times) / bench.size
+    forward_ms, backward_ms = by_rank.mean(0).tolist()
+    return Expected(results, forward_ms, backward_ms, by_rank.sum(1).tolist())
 
 
 def _measure_way(bench: Bench, way: Way, expected: Expected, label: str) -> dict[str, Any]:
@@ -159,11 +159,12 @@ def _measure_way(bench: Bench, way: Way, expected: Expected, label: str) -> dict
     after = way.counted() if way.counted is not None else Received(0, 0)
     planned = way.planned or Received(0, 0)
     numbers = [_difference(x[way.own], y, way.rows) for x, y in zip(results, expected.results, strict=True)]
-    numbers += [bench.time(way.forward), bench.time(lambda: way.backward(saved))]
+    forward, backward = bench.time(way.forward), bench.time(lambda: way.backward(saved))
+    numbers += [forward.device, backward.device, forward.host, backward.host]
     numbers += [after.rows - before.rows, planned.rows, after.num_bytes - before.num_bytes, planned.num_bytes]
     table = bench.gather(numbers)
-    *differences, forward_ms, backward_ms = table[:, : len(RESULTS) + 2].amax(0).tolist()
-    traffic = table[:, len(RESULTS) + 2 :].long().T.tolist() if way.planned is not None else [None] * 4
+    *differences, forward_ms, backward_ms, forward_host, backward_host = table[:, : len(RESULTS) + 4].amax(0).tolist()
+    traffic = table[:, len(RESULTS) + 4 :].long().T.tolist() if way.planned is not None else [None] * 4
     names = ("received_rows", "planned_rows", "received_bytes", "planned_bytes")
     traced = {}
     if bench.request.trace_folder is not None:
@@ -174,6 +175,8 @@ def _measure_way(bench: Bench, way: Way, expected: Expected, label: str) -> dict
         "note": None,
         "forward_ms": forward_ms,
         "backward_ms": backward_ms,
+        "launch_ms": forward_host + backward_host,
+        "by_rank_ms": table[:, len(RESULTS) : len(RESULTS) + 2].tolist(),
         "ratio": (expected.forward_ms + expected.backward_ms) / (forward_ms + backward_ms),
         "differences": dict(zip(RESULTS, differences, strict=True)),
         **dict(zip(names, traffic, strict=True)),
@@ -192,7 +195,7 @@ def _difference(found: Tensor, expected: Tensor, rows: Tensor) -> float:
 
 def _nothing(note: str | None) -> dict[str, Any]:
     """The row of a way that cannot run here."""
-    empty = ("forward_ms", "backward_ms", "ratio", "differences")
+    empty = ("forward_ms", "backward_ms", "launch_ms", "by_rank_ms", "ratio", "differences")
     traffic = ("received_rows", "planned_rows", "received_bytes", "planned_bytes")
     return {"note": note, **dict.fromkeys((*empty, *traffic))}
 

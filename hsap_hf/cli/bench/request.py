@@ -25,6 +25,8 @@ class Request:
     """(context, ulysses): ranks that own a share of the pack each, times ranks that share one by heads."""
     shape: Shape
     repeats: int
+    forms: list[str]
+    """Ways to attend what waits for keys, each a row of its own; see ways.FORMS."""
     trace_folder: str | None = None
     """Where a profiler's trace of every way and rank goes."""
 
@@ -65,6 +67,7 @@ def measure(request: Request, ranks: int, *, slow_link: bool) -> list[dict[str, 
 def _check(request: Request, ranks: int) -> None:
     import torch
 
+    from hsap_hf.cli.bench.ways import FORMS
     from hsap_hf.cli.bench.whole_pack import bench_kernel
     from hsap_hf.comm import share_heads
     from hsap_hf.planner import compile_plan
@@ -78,6 +81,9 @@ def _check(request: Request, ranks: int) -> None:
             f"--heads {shape.heads}, --kv-heads {shape.kv_heads}, --head-dim {shape.head_dim}: all at least 1, and "
             f"query heads a multiple of key-value heads."
         )
+    unknown = [form for form in request.forms if form not in FORMS]
+    if unknown:
+        raise ConfigError(f"--form {unknown[0]}: not one of {', '.join(FORMS)}.")
     bench_kernel(shape, torch.device("cuda" if cuda else "cpu"))
     for context, ulysses in request.splits:
         share_heads(shape.heads, shape.kv_heads, ulysses, torch.device("cpu"))

@@ -7,7 +7,7 @@ from typing import Any
 
 _LIMITS = {"bfloat16": 2e-2, "float32": 1e-4}
 """Largest difference from the result of one rank, relative to the largest entry."""
-_COLUMNS = ("way", "fwd", "bwd", "ratio", "differs", "MiB", "planned")
+_COLUMNS = ("way", "fwd", "bwd", "ratio", "launch", "differs", "MiB", "planned")
 
 
 def problems(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -38,7 +38,9 @@ def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
 
     first = rows[0]
     title = f"{first['kernel']} on {first['ranks']} ranks of {first['device']}, {first['dtype']}, {first['link']}, "
-    title += f"torch {first['torch']}\nms, median, slowest rank; MiB received forward and backward"
+    title += (
+        f"torch {first['torch']}\nms, median, slowest rank; launch: the host's time; MiB received forward and backward"
+    )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column == "way" else "right")
@@ -48,7 +50,7 @@ def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
             shown = row["pack"]
             table.add_section()
             ideal = row["ideal_forward_ms"], row["ideal_backward_ms"]
-            table.add_row(f"{shown}: ideal", *(f"{ms:.2f}" for ms in ideal), "1.000", "", "", "")
+            table.add_row(f"{shown}: ideal", *(f"{ms:.2f}" for ms in ideal), "1.000", "", "", "", "")
         table.add_row(way_label(row), *_figures(row))
     console = Console()
     console.print(table)
@@ -66,13 +68,13 @@ def _traced(found: dict[str, Any]) -> str:
 
 def way_label(row: dict[str, Any]) -> str:
     """The way's name, with its split where HSAP has several."""
-    return f"hsap {row['split']}" if row["way"] == "hsap" else row["way"]
+    return f"{row['way']} {row['split']}" if row["way"].startswith("hsap") else row["way"]
 
 
 def _figures(row: dict[str, Any]) -> list[str]:
     if row["note"] is not None:
-        return [row["note"] if row["way"].startswith("ring") else "-", *["-"] * 5]
-    times = [f"{row['forward_ms']:.2f}", f"{row['backward_ms']:.2f}", f"{row['ratio']:.3f}"]
+        return [row["note"] if row["way"].startswith("ring") else "-", *["-"] * 6]
+    times = [f"{row['forward_ms']:.2f}", f"{row['backward_ms']:.2f}", f"{row['ratio']:.3f}", f"{row['launch_ms']:.2f}"]
     travelled = [
         "-" if row[name] is None else f"{max(row[name]) / 2**20:,.2f}" for name in ("received_bytes", "planned_bytes")
     ]

@@ -46,7 +46,11 @@ class Way:
     """All that was received so far."""
 
 
-def hsap_way(pack: WholePack, shape: Shape, mesh: HsapMesh) -> Way:
+FORMS = {"auto": None, "apart": True, "merged": False}
+"""Of a slot's tables, see attention.segments.SlotTables."""
+
+
+def hsap_way(pack: WholePack, shape: Shape, mesh: HsapMesh, form: str = "auto") -> Way:
     """HSAP on the mesh's split; plain Ulysses on the same kernel where all ranks are on the ulysses axis."""
     q, device = pack.problem.q, pack.problem.q.device
     slot, ulysses = mesh.context.rank, mesh.ulysses
@@ -55,7 +59,7 @@ def hsap_way(pack: WholePack, shape: Shape, mesh: HsapMesh) -> Way:
     start = sum(ranks[: ulysses.rank])
     rows = _pack_rows(plan, slot, device)[start : start + ranks[ulysses.rank]]
     call = Call(
-        tables=compile_tables(plan, slot, None, device),
+        tables=compile_tables(plan, slot, None, device, apart=FORMS[form]),
         context=mesh.context,
         ulysses=ulysses,
         rows=ranks,
