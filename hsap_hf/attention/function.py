@@ -45,6 +45,8 @@ def attend(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Ten
 
 Saved = tuple[Tensor, Tensor, Tensor, "Tensor | None", Tensor, Tensor, "Tensor | None"]
 """q, k, v, keys of the remote call where they are kept, out, lse, sinks"""
+Grads = tuple[Tensor, Tensor, Tensor]
+"""Of queries, keys and values."""
 
 
 class HsapAttention(torch.autograd.Function):
@@ -67,21 +69,23 @@ def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Te
     local, remote, apart = call.tables.local, call.tables.remote, call.tables.apart
     q = scatter_heads(q_TNH, call.rows, call.ulysses).contiguous()
     k, v = (x.contiguous() for x in _scatter_pair(call, k_TGH, v_TGH))
-    out = q.new_empty((*q.shape[:2], v.shape[-1]))
-    lse = q.new_empty((q.shape[1], len(q)), dtype=torch.promote_types(q.dtype, torch.float32))
     pending = fetch_keys(k, v, call.tables.exchange, call.context)
     lane = Lane(q.device, idle=call.tables.exchange.silent)
 
-    if local is not None:
-        own = Problem(local.take(q), local.take(k), local.take(v), local.segments, True, call.scores)
-        near_out, near_lse = call.kernel.forward(own, local.room(out))
-        _settle(local, out, lse, near_out, near_lse)
+    if local is not None and len(local.rows) == len(q):
+        out, lse = call.kernel.forward(_local_problem(call, local, q, k, v))
+    else:
+        out = q.new_empty((*q.shape[:2], v.shape[-1]))
+        lse = q.new_empty((q.shape[1], len(q)), dtype=torch.promote_types(q.dtype, torch.float32))
+        if local is not None:
+            near = call.kernel.forward(_local_problem(call, local, q, k, v), local.room(out))
+            _settle(local, out, lse, *near)
     far = None
     with lane:
         borrowed = pending.wait()
         if remote is not None:
             far = _far_keys(call.tables.gather, k, v, borrowed)
-            problem = Problem(remote.take(q), *split(far, k.shape[-1]), remote.segments, apart, call.scores)
+            problem = _remote_problem(call, remote, q, far, k.shape[-1])
             far_out, far_lse = call.kernel.forward(problem, remote.room(out) if apart else None)
     lane.join()
     if remote is not None and apart:
@@ -102,29 +106,21 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
     q, k, v, far, out, lse, sinks = saved
     again = None if call.keep_borrowed else fetch_keys(k, v, exchange, call.context)
     grad_out = scatter_heads(grad_TNH, call.rows, call.ulysses).contiguous()
-    grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, k, v))
     lane = Lane(q.device, idle=exchange.silent)
-
-    def backward_local() -> None:
-        if local is not None:
-            problem = Problem(local.take(q), local.take(k), local.take(v), local.segments, True, call.scores)
-            result = local.take(grad_out), local.take(out), local.take(lse, 1)
-            totals = grad_q, grad_k, grad_v
-            grads = call.kernel.backward(problem, *result, (local.room(grad_q), local.room(grad_k), local.room(grad_v)))
-            for total, grad in zip(totals, grads, strict=True):
-                if local.run is None:
-                    local.write(total, grad)
-
+    grads = None
+    if local is None or len(local.rows) < len(q):  # else the local part's gradients are those of the slot
+        grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     if again is not None:  # keys travel beside the local part
-        backward_local()
+        local_grads = _backward_local(call, saved, grad_out, grads)
     with lane:
         if again is not None:
             borrowed = again.wait()
             far = _far_keys(call.tables.gather, k, v, borrowed) if call.tables.remote is not None else None
-        pending, far_q = _backward_remote(call, saved, far, grad_out, (grad_q, grad_k, grad_v))
+        pending, far_q = _backward_remote(call, saved, far, grad_out, grads)
     if again is None:  # gradients travel beside the local part
-        backward_local()
+        local_grads = _backward_local(call, saved, grad_out, grads)
     lane.join()
+    grad_q, grad_k, grad_v = local_grads
     if far_q is not None:
         assert call.tables.remote is not None
         call.tables.remote.add_to(grad_q, far_q)
@@ -137,28 +133,56 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
     return grad_q, grad_k, grad_v, every_sink
 
 
+def _local_problem(call: Call, local: Part, q: Tensor, k: Tensor, v: Tensor) -> Problem:
+    return Problem(local.take(q), local.take(k), local.take(v), local.segments, True, call.scores)
+
+
+def _remote_problem(call: Call, remote: Part, q: Tensor, far: Tensor, key_dim: int) -> Problem:
+    return Problem(remote.take(q), *split(far, key_dim), remote.segments, call.tables.apart, call.scores)
+
+
+def _backward_local(call: Call, saved: Saved, grad_out: Tensor, grads: Grads | None) -> Grads:
+    """Gradients of the whole slot: `grads` with the local rows written, or new ones where all rows are local."""
+    (q, k, v, _, out, lse, _), local = saved, call.tables.local
+    if local is None:
+        assert grads is not None
+        return grads
+    problem = _local_problem(call, local, q, k, v)
+    result = local.take(grad_out), local.take(out), local.take(lse, 1)
+    if grads is None:
+        return call.kernel.backward(problem, *result)
+    rooms = local.room(grads[0]), local.room(grads[1]), local.room(grads[2])
+    parts = call.kernel.backward(problem, *result, rooms)
+    if local.run is None:
+        for total, part in zip(grads, parts, strict=True):
+            local.write(total, part)
+    return grads
+
+
 def _backward_remote(
-    call: Call, saved: Saved, far: Tensor | None, grad_out: Tensor, grads: tuple[Tensor, Tensor, Tensor]
+    call: Call, saved: Saved, far: Tensor | None, grad_out: Tensor, grads: Grads | None
 ) -> tuple[Pending, Tensor | None]:
-    """Gradients of borrowed rows on their way home, and those of queries that still want to be added."""
-    gather, remote, apart = call.tables.gather, call.tables.remote, call.tables.apart
-    (q, k, v, _, out, lse, _), (grad_q, grad_k, grad_v) = saved, grads
-    grad_borrowed = k.new_empty((gather.num_borrowed, k.shape[1], k.shape[2] + v.shape[2]))
+    """Gradients of borrowed rows on their way home; and those of queries, where they are to be added to local ones.
+
+    grads: of the whole slot. Where parts are apart, the rows of the remote part are written there.
+    """
+    (q, k, v, _, out, lse, _), gather, remote = saved, call.tables.gather, call.tables.remote
+    key_dim = k.shape[-1]
+    grad_borrowed = k.new_empty((gather.num_borrowed, k.shape[1], key_dim + v.shape[-1]))
     if remote is None:
         return return_key_grads(grad_borrowed, call.tables.exchange, call.context), None
     assert far is not None
-    problem = Problem(remote.take(q), *split(far, k.shape[-1]), remote.segments, apart, call.scores)
     result = remote.take(grad_out), remote.take(out), remote.take(lse, 1)
-    room = remote.room(grad_q) if apart else None
-    far_q, far_k, far_v = call.kernel.backward(problem, *result, (room, None, None))
-    borrowed_at = gather.num_own
-    sum_rows(split(grad_borrowed, k.shape[-1]), (far_k, far_v), gather.sums, first=borrowed_at, add=False)
+    room = remote.room(grads[0]) if grads is not None else None
+    far_q, *far_kv = call.kernel.backward(_remote_problem(call, remote, q, far, key_dim), *result, (room, None, None))
+    far_pair = far_kv[0], far_kv[1]
+    sum_rows(split(grad_borrowed, key_dim), far_pair, gather.sums, first=gather.num_own, add=False)
     pending = return_key_grads(grad_borrowed, call.tables.exchange, call.context)
-    if not apart:
+    if grads is None:
         return pending, far_q
-    sum_rows((grad_k, grad_v), (far_k, far_v), gather.sums, add=False)
+    sum_rows(grads[1:], far_pair, gather.sums, add=False)
     if room is None:
-        remote.write(grad_q, far_q)
+        remote.write(grads[0], far_q)
     return pending, None
 
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 
 from hsap_hf.cli.bench.job import answer
-from hsap_hf.cli.bench.timing import median_ms
+from hsap_hf.cli.bench.timing import time_call
 from hsap_hf.comm import build_mesh
 from hsap_hf.config import HsapPlugin
 
@@ -25,19 +25,17 @@ def measure(request: dict[str, Any]) -> dict[str, float]:
     state = PartialState(cpu=not torch.cuda.is_available())
     device = state.device
     mesh = build_mesh(HsapPlugin(context_size=state.num_processes), device.type)
-    axis, mark = mesh.context, torch.zeros(1, device=device)
+    axis = mesh.context
+
+    def most(number: float) -> float:
+        return float(mesh.world_host.all_gather(torch.tensor([number]), "gather measurements").max())
 
     def seconds(rows: int) -> float:
         """Of an exchange in which everyone sends everyone so many rows; the slowest rank's."""
         counts = [rows] * axis.size
         send = torch.zeros((rows * axis.size, _WIDTH), dtype=torch.uint8, device=device)
-        own = median_ms(
-            lambda: axis.all_to_all(send, counts, counts, "measure links").wait(),
-            _REPEATS,
-            device,
-            lambda: axis.all_reduce_max(mark, "start together"),
-        )
-        return 1e-3 * float(mesh.world_host.all_gather(torch.tensor([own]), "gather measurements").max())
+        exchange = lambda: axis.all_to_all(send, counts, counts, "measure links").wait()  # noqa: E731
+        return 1e-3 * most(time_call(exchange, _REPEATS, device, most).device)
 
     rows = _BYTES[device.type] // _WIDTH // (axis.size - 1)
     small, large = seconds(1), seconds(rows)

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -53,7 +53,9 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
     """
     world = dist.get_world_size()
     shape = (world // (plugin.context_for(world) * plugin.ulysses_size), plugin.context_for(world), plugin.ulysses_size)
-    mesh = init_device_mesh(device_type, shape, mesh_dim_names=("replicas", "context", "ulysses"))
+    mesh = init_device_mesh(
+        device_type, shape, mesh_dim_names=("replicas", "context", "ulysses"), backend_override=_urgent(device_type)
+    )
     group = mesh["context", "ulysses"]._flatten("hsap_group")
 
     limit = timedelta(seconds=plugin.timeout_seconds)
@@ -77,6 +79,14 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
         num_replicas=shape[0],
         slots_per_node=_slots_per_node(world_host, shape[1], plugin.ulysses_size),
     )
+
+
+def _urgent(device_type: str) -> dict[int | str, Any] | None:
+    """Keys and their gradients travel beside attention kernels, which leave no room on the device: without priority
+    NCCL's own kernels would only start when those are done."""
+    if device_type != "cuda":
+        return None
+    return {"context": dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)}
 
 
 def let_go() -> None:

@@ -11,8 +11,13 @@ from hsap_hf.errors import ConfigError
 from hsap_hf.train.sections import ModelSection
 
 
-def load_model(section: ModelSection, seed: int, *, trust_remote_code: bool = False) -> Any:
-    """Pretrained weights, or random ones drawn with `seed` so that every rank holds the same. LoRA where asked for."""
+def load_model(
+    section: ModelSection, seed: int, device: torch.device | None = None, *, trust_remote_code: bool = False
+) -> Any:
+    """Pretrained weights, or random ones drawn with `seed` so that every rank holds the same. LoRA where asked for.
+
+    device: where random weights are drawn; a GPU draws those of large models in seconds.
+    """
     options: dict[str, Any] = {"dtype": section.dtype if section.dtype == "auto" else getattr(torch, section.dtype)}
     if section.attn_implementation is not None:
         options["attn_implementation"] = section.attn_implementation
@@ -21,7 +26,8 @@ def load_model(section: ModelSection, seed: int, *, trust_remote_code: bool = Fa
         config = AutoConfig.for_model(**section.config)
         if options["dtype"] == "auto":
             del options["dtype"]
-        model = AutoModelForCausalLM.from_config(config, **options)
+        with torch.device(device or "cpu"):
+            model = AutoModelForCausalLM.from_config(config, **options)
     else:
         try:
             model = AutoModelForCausalLM.from_pretrained(

@@ -4,7 +4,10 @@ import pytest
 import torch
 from loopback_attention import by_loopback, by_reference, random_pack, relative_errors
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.filterwarnings("ignore:.*no current CUDA context"),  # autograd's thread, on its first product
+]
 
 PACKS = {
     "one document": [3001],

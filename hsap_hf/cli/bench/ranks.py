@@ -47,28 +47,15 @@ class Bench:
 
     def time(self, run: Callable[[], object]) -> Times:
         """Of this rank, with all ranks starting at once."""
-        mark = torch.zeros(1, device=self.device)
 
-        def start_together() -> None:
-            self.mesh.group.all_reduce_max(mark, "start together")
+        def together(number: float) -> float:
+            return float(self.gather([number]).max())
 
-        return time_call(run, self.request.repeats, self.device, start_together)
+        return time_call(run, self.request.repeats, self.device, together)
 
     def gather(self, numbers: Sequence[float]) -> Tensor:
         """Every rank's numbers, [ranks, n]. Whoever is early waits on the host and leaves its device idle."""
         return self.mesh.world_host.all_gather(torch.tensor(numbers, dtype=torch.float64), "gather measurements")
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What the kernel alone computes for the whole pack, and how long that takes one rank, divided by the ranks."""
-
-    results: tuple[Tensor, ...]
-    """out, dq, dk, dv"""
-    forward_ms: float
-    backward_ms: float
-    by_rank: list[float]
-    """Both, as each rank would have it: devices differ by a percent or two."""
 
 
 def measure(request: Request, device: torch.device, ranks: int) -> list[dict[str, Any]]:
@@ -107,25 +94,26 @@ def _link(device: torch.device) -> str:
 
 
 def _measure_pack(bench: Bench, pack: WholePack, pack_name: str) -> list[dict[str, Any]]:
-    expected = _measure_whole(bench, pack)
+    out, lse = pack.forward()
+    results = (out, *pack.backward(out, lse))
+    whole = [_time_whole(bench, pack, out, lse)]
     shape, size, rank = bench.request.shape, bench.size, bench.mesh.group.rank
-    rows = []
+    rows: list[dict[str, Any]] = []
 
     def add(name: str, split: str | None, *ways: Callable[[], Way], note: str | None = None) -> None:
         """Of several settings of one way the fastest counts."""
         label = " ".join(filter(None, (pack_name, name, split))).replace(" ", "-")
         labels = [f"{label}-{setting}" if len(ways) > 1 else label for setting in range(len(ways))]
         runs = zip(ways, labels, strict=True)
-        found = [_measure_way(bench, way(), expected, label) for way, label in runs] or [_nothing(note)]
+        found = [_measure_way(bench, way(), results, label) for way, label in runs] or [_nothing(note)]
         best = min(found, key=lambda row: (row["forward_ms"] or 0) + (row["backward_ms"] or 0))
-        ideal = {"ideal_forward_ms": expected.forward_ms, "ideal_backward_ms": expected.backward_ms}
-        ideal["ideal_by_rank_ms"] = expected.by_rank
-        rows.append({"way": name, "split": split, **ideal, **best})
+        rows.append({"way": name, "split": split, **best})
 
     for context, ulysses in bench.request.splits:
         for form in bench.request.forms:
             name = "hsap" if form == "auto" else f"hsap {form}"
             add(name, f"{context}x{ulysses}", lambda: hsap_way(pack, shape, bench.meshes[context, ulysses], form))  # noqa: B023
+    whole.append(_time_whole(bench, pack, out, lse))
     if shape.heads % size == 0:
         add("ulysses", f"1x{size}", lambda: hsap_way(pack, shape, bench.meshes[1, size]))
     else:
@@ -138,27 +126,33 @@ def _measure_pack(bench: Bench, pack: WholePack, pack_name: str) -> list[dict[st
         add("ring zigzag", None, lambda: zigzag_way(pack, rank, size))
         strides = [n for n in range(1, shape.kv_heads + 1) if shape.kv_heads % n == 0]
         add("ring llama3", None, *(lambda n=n: llama3_way(pack, rank, size, n) for n in strides))
-    return rows
+    return [_beside(row, torch.stack(whole)) for row in rows]
 
 
-def _measure_whole(bench: Bench, pack: WholePack) -> Expected:
-    """Every rank computes the whole pack, to compare with, and times it: the mean over ranks, divided by the ranks."""
-    out, lse = pack.forward()
-    results = (out, *pack.backward(out, lse))
-    times = [bench.time(run).device for run in (pack.forward, lambda: pack.backward(out, lse))]
-    by_rank = bench.gather(times) / bench.size
-    forward_ms, backward_ms = by_rank.mean(0).tolist()
-    return Expected(results, forward_ms, backward_ms, by_rank.sum(1).tolist())
+def _time_whole(bench: Bench, pack: WholePack, out: Tensor, lse: Tensor) -> Tensor:
+    """[ranks, 2]: the whole pack on every rank, forward and backward, divided by the ranks."""
+    runs = (pack.forward, lambda: pack.backward(out, lse))
+    return bench.gather([bench.time(run).device for run in runs]) / bench.size
 
 
-def _measure_way(bench: Bench, way: Way, expected: Expected, label: str) -> dict[str, Any]:
+def _beside(row: dict[str, Any], whole: Tensor) -> dict[str, Any]:
+    """A row beside the ideal: the mean over ranks, which differ by a percent or two, and over [times, ranks, 2]."""
+    forward_ms, backward_ms = whole.mean((0, 1)).tolist()
+    ideal = {"ideal_forward_ms": forward_ms, "ideal_backward_ms": backward_ms}
+    ideal["ideals_ms"] = whole.sum(-1).tolist()
+    if row["note"] is None:
+        row = row | {"ratio": (forward_ms + backward_ms) / (row["forward_ms"] + row["backward_ms"])}
+    return row | ideal
+
+
+def _measure_way(bench: Bench, way: Way, expected: Sequence[Tensor], label: str) -> dict[str, Any]:
     """Correctness and bytes first, then the times; the largest of all ranks counts. Last a trace, where asked for."""
     before = way.counted() if way.counted is not None else Received(0, 0)
     out, saved = way.forward()
     results = (out, *way.backward(saved))
     after = way.counted() if way.counted is not None else Received(0, 0)
     planned = way.planned or Received(0, 0)
-    numbers = [_difference(x[way.own], y, way.rows) for x, y in zip(results, expected.results, strict=True)]
+    numbers = [_difference(x[way.own], y, way.rows) for x, y in zip(results, expected, strict=True)]
     forward, backward = bench.time(way.forward), bench.time(lambda: way.backward(saved))
     numbers += [forward.device, backward.device, forward.host, backward.host]
     numbers += [after.rows - before.rows, planned.rows, after.num_bytes - before.num_bytes, planned.num_bytes]
@@ -177,7 +171,6 @@ def _measure_way(bench: Bench, way: Way, expected: Expected, label: str) -> dict
         "backward_ms": backward_ms,
         "launch_ms": forward_host + backward_host,
         "by_rank_ms": table[:, len(RESULTS) : len(RESULTS) + 2].tolist(),
-        "ratio": (expected.forward_ms + expected.backward_ms) / (forward_ms + backward_ms),
         "differences": dict(zip(RESULTS, differences, strict=True)),
         **dict(zip(names, traffic, strict=True)),
     }

@@ -69,7 +69,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     asked = Asked(**request)
     recipe = asked.recipe()
     arguments = build_training_arguments(recipe)
-    model = load_model(recipe.model, arguments.seed)
+    model = load_model(recipe.model, arguments.seed, arguments.device)
     base = causal_model(model)
     check_model_support(base)
     dataset = _packs(asked, recipe, arguments, base.config.vocab_size)

@@ -1,65 +1,71 @@
-"""How the benchmarks time one call: the median of repetitions, after two that warm up."""
+"""How the benchmarks time one call: the median of repetitions, one after the other as layers are."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 
-_AHEAD_SECONDS = 0.002
-"""How far the host runs ahead of the device, as it does inside a model: launches then cost no device time."""
+_WARMUP = 2
+_AHEAD_SECONDS = 0.01
+"""How long the device waits before the first repetition, so that the host runs ahead of it, as it does in a model."""
+_LEAST_MS = 200.0
+"""Short calls are repeated until they take as long: a device's speed settles only under load."""
 
 
 class Times(NamedTuple):
     """Medians, in milliseconds."""
 
     device: float
-    """From the first kernel's start to the last one's end; the host's clock where there is no CUDA."""
+    """Of one call among others; the host's clock where there is no CUDA."""
     host: float
     """What the host takes to launch it; the same as `device` where there is no CUDA."""
 
 
-def median_ms(
-    run: Callable[[], object],
-    repeats: int,
-    device: torch.device,
-    start_together: Callable[[], object] | None = None,
-) -> float:
+def median_ms(run: Callable[[], object], repeats: int, device: torch.device) -> float:
     """Milliseconds of `run` on the device."""
-    return time_call(run, repeats, device, start_together).device
+    return time_call(run, repeats, device).device
 
 
 def time_call(
     run: Callable[[], object],
     repeats: int,
     device: torch.device,
-    start_together: Callable[[], object] | None = None,
+    together: Callable[[float], float] = lambda ms: ms,
 ) -> Times:
-    """Times of `run`: by events on CUDA, where the device first waits a moment so that launches are not timed.
+    """Times of `run`: by events on CUDA, where it is called again and again without a pause.
 
-    start_together: called before every repetition, outside its time; a collective that makes ranks start at once.
+    together: makes the ranks start at once, and returns the largest of what they give: all must call equally often.
     """
-    times = []
-    for repeat in range(repeats + 2):  # the first two warm up
-        if start_together is not None:
-            start_together()
+    for _ in range(_WARMUP):
+        begun = time.perf_counter()
+        run()
         if device.type == "cuda":
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(int(_AHEAD_SECONDS * 1.5e9))  # in clock cycles
-            start.record()
-            begun = time.perf_counter()
-            run()
-            host = (time.perf_counter() - begun) * 1e3
-            stop.record()
             torch.cuda.synchronize()
-            elapsed = start.elapsed_time(stop)
-        else:
-            begun = time.perf_counter()
-            run()
-            elapsed = host = (time.perf_counter() - begun) * 1e3
-        if repeat >= 2:
-            times.append((elapsed, host))
-    return Times(*(statistics.median(found) for found in zip(*times, strict=True)))
+    most = together((time.perf_counter() - begun) * 1e3)
+    if device.type != "cuda":
+        found = []
+        for _ in range(repeats):
+            together(0.0)
+            found.append(_clocked(run))
+        return Times(statistics.median(found), statistics.median(found))
+    repeats = max(repeats, int(_LEAST_MS / most))
+    torch.cuda._sleep(int(_AHEAD_SECONDS * 1.5e9))  # in clock cycles
+    marks, host = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)], []
+    marks[0].record()
+    for mark in marks[1:]:
+        host.append(_clocked(run))
+        mark.record()
+    torch.cuda.synchronize()
+    device_ms = [before.elapsed_time(after) for before, after in pairwise(marks)]
+    return Times(statistics.median(device_ms), statistics.median(host))
+
+
+def _clocked(run: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    run()
+    return (time.perf_counter() - begun) * 1e3
