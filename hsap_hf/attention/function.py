@@ -110,14 +110,17 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
     grads = None
     if local is None or len(local.rows) < len(q):  # else the local part's gradients are those of the slot
         grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    if again is not None:  # keys travel beside the local part
+    # On a GPU the lane overtakes what was launched before it; elsewhere the first to run decides what travels beside
+    # the local part: keys that are fetched again, or the gradients of kept ones.
+    local_first = q.is_cuda or again is not None
+    if local_first:
         local_grads = _backward_local(call, saved, grad_out, grads)
     with lane:
         if again is not None:
             borrowed = again.wait()
             far = _far_keys(call.tables.gather, k, v, borrowed) if call.tables.remote is not None else None
         pending, far_q = _backward_remote(call, saved, far, grad_out, grads)
-    if again is None:  # gradients travel beside the local part
+    if not local_first:
         local_grads = _backward_local(call, saved, grad_out, grads)
     lane.join()
     grad_q, grad_k, grad_v = local_grads

@@ -32,7 +32,7 @@ def recipe(tmp_path_factory):
 @pytest.fixture(scope="module", params=[None, LENGTHS], ids=["recipe", "lengths"])
 def rows(gloo, recipe, request):
     """What four ranks measured, by split."""
-    asked = {"recipe_file": str(recipe), "overrides": [], "lengths": request.param, "steps": 2}
+    asked = {"recipe_file": str(recipe), "overrides": [], "lengths": request.param, "steps": 2, "warmup": 2}
     run = "hsap_hf.cli.bench.steps:measure"
     return {split: gloo.run(run, {**asked, "split": split}) for split in SPLITS}
 
@@ -118,7 +118,8 @@ def test_the_longest_document_that_fits(recipe, tmp_path):
 
 
 def measured(gloo, recipe, *overrides):
-    request = {"recipe_file": str(recipe), "overrides": overrides, "lengths": LENGTHS, "steps": 1, "split": (4, 1)}
+    request = {"recipe_file": str(recipe), "overrides": overrides, "lengths": LENGTHS, "split": (4, 1)}
+    request |= {"steps": 1, "warmup": 1}
     return gloo.run("hsap_hf.cli.bench.steps:measure", request)[0]
 
 

@@ -58,7 +58,9 @@ def find_longest(fits: Callable[[int], bool], start: int, stop: int, precision: 
 
 
 def _fits(run: Run, length: int, tried: dict[int, dict[str, Any]]) -> bool:
-    row = tried[length] = run.measure((run.ranks, 1), [length], steps=1)
+    row = tried[length] = run.measure(
+        (run.ranks, 1), [length], steps=1, warmup=1
+    )  # the optimizer's state is there from the second on
     if row["note"] not in (None, TOO_LARGE_NOTE):
         raise HsapError(f"{run.ranks} ranks, {length:,} tokens: {row['note']}.")
     return row["note"] is None

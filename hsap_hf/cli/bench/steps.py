@@ -36,8 +36,6 @@ from hsap_hf.train.recipe import Recipe, build_training_arguments, load_recipe
 from hsap_hf.train.report import compute_dtype
 from hsap_hf.train.run import load_corpus
 
-WARMUP = 2
-"""Steps before the first that counts: the optimizer allocates its state, allocators and kernels settle."""
 PEAK_FLOPS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 and float16 FLOP/s of a GPU's data sheet, by words of its name."""
 _OVERRIDES = (
@@ -57,10 +55,13 @@ class Asked:
     lengths: list[int] | None
     """Documents of every pack; None: the recipe's own packs."""
     steps: int
+    """Steps that count."""
+    warmup: int
+    """Steps before them: the optimizer allocates its state, allocators and kernels settle."""
 
     def recipe(self) -> Recipe:
         """The recipe to train, with nothing on top of the steps."""
-        training = [f"training.{text}" for text in (*_OVERRIDES, f"max_steps={WARMUP + self.steps}")]
+        training = [f"training.{text}" for text in (*_OVERRIDES, f"max_steps={self.warmup + self.steps}")]
         return load_recipe(self.recipe_file, [*self.overrides, *training])
 
 
@@ -73,13 +74,13 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     base = causal_model(model)
     check_model_support(base)
     dataset = _packs(asked, recipe, arguments, base.config.vocab_size)
-    timed = _timed_lengths(dataset, arguments.gradient_accumulation_steps, asked.steps)
+    timed = _timed_lengths(dataset, arguments.gradient_accumulation_steps, asked)
     plugin = replace(recipe.hsap, context_size=asked.split[0], ulysses_size=asked.split[1])
     mesh = build_mesh(plugin, device_type_of(base)) if world_size() > 1 else lone_mesh()
     cuda = arguments.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    times, losses = _train(model, plugin, mesh, arguments, dataset)
+    times, losses = _train(model, plugin, mesh, arguments, dataset, asked.warmup)
     peak_gib = torch.cuda.max_memory_allocated() / 2**30 if cuda else math.nan
     own = torch.tensor([*times.values(), peak_gib], dtype=torch.float64)
     *slowest, peak_gib = mesh.world_host.all_gather(own, "gather measurements").amax(0).tolist()
@@ -98,7 +99,12 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(
-    model: Any, plugin: HsapPlugin, mesh: HsapMesh, arguments: TrainingArguments, dataset: Dataset[Any]
+    model: Any,
+    plugin: HsapPlugin,
+    mesh: HsapMesh,
+    arguments: TrainingArguments,
+    dataset: Dataset[Any],
+    warmup: int,
 ) -> tuple[dict[str, float], list[float]]:
     """Times of this rank in milliseconds, by their keys of the answer; and the losses of all steps."""
     waits = Waits(arguments.device)
@@ -109,8 +115,8 @@ def _train(
         trainer.train()
         assert handle.plan is not None
         times = {
-            "step_ms": statistics.median(clock.step_ms[WARMUP:]),
-            "exposed_ms": statistics.median(clock.exposed_ms[WARMUP:]),
+            "step_ms": statistics.median(clock.step_ms[warmup:]),
+            "exposed_ms": statistics.median(clock.exposed_ms[warmup:]),
             "deal_ms": _deal_ms(handle, dataset, mesh, arguments.device),
             "plan_ms": _plan_ms(handle.plan, mesh, arguments.device),
         }
@@ -127,16 +133,17 @@ def _packs(asked: Asked, recipe: Recipe, arguments: TrainingArguments, vocab_siz
     return PackedDataset(documents, pack_tokens=recipe.packing.pack_tokens, group_size=ranks, seed=recipe.packing.seed)
 
 
-def _timed_lengths(dataset: DrawnPacks | PackedDataset, accumulated: int, steps: int) -> list[list[int]]:
+def _timed_lengths(dataset: DrawnPacks | PackedDataset, accumulated: int, asked: Asked) -> list[list[int]]:
     """Documents of every step that counts. Raises ConfigError where the data set ends before."""
-    if dataset.num_packs < accumulated * (WARMUP + steps):
+    last = asked.warmup + asked.steps
+    if dataset.num_packs < accumulated * last:
         raise ConfigError(
-            f"{steps} steps, {WARMUP} to warm up, of {accumulated} packs each need more packs than the recipe's "
-            f"{dataset.num_packs}. Lower --steps, or give --lengths."
+            f"{asked.steps} steps, {asked.warmup} to warm up, of {accumulated} packs each need more packs than "
+            f"the recipe's {dataset.num_packs}. Lower --steps, or give --lengths."
         )
     return [
         [span.tokens for index in range(step * accumulated, (step + 1) * accumulated) for span in dataset.pack(index)]
-        for step in range(WARMUP, WARMUP + steps)
+        for step in range(asked.warmup, last)
     ]
 
 

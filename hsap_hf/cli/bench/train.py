@@ -105,7 +105,7 @@ class Run:
     heads: int | None
     """Query heads, where the recipe tells them."""
 
-    def measure(self, split: tuple[int, int], lengths: list[int] | None, steps: int) -> dict[str, Any]:
+    def measure(self, split: tuple[int, int], lengths: list[int] | None, steps: int, warmup: int = 2) -> dict[str, Any]:
         """A row: what the ranks of one launch measured, or a note that says why they did not."""
         request = {
             "recipe_file": str(self.recipe_file),
@@ -113,6 +113,7 @@ class Run:
             "split": split,
             "lengths": lengths,
             "steps": steps,
+            "warmup": warmup,
         }
         code, found = ask(STEPS_PROGRAM, request, self.ranks, self.environment)
         if code == 2:
