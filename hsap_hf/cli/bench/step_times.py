@@ -1,4 +1,4 @@
-"""What one training step spends its time on: the whole, and waiting for other ranks' messages."""
+"""What one training step spends its time on: the whole, and standing still for other ranks' messages."""
 
 from __future__ import annotations
 
@@ -8,37 +8,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
+from hsap_hf.cli.bench.trace import EXCHANGE, device_spans, summary
 from hsap_hf.comm import HsapMesh, Traffic
 from hsap_hf.comm.axis import Axis, Pending
 
 
 @dataclass
 class Waits:
-    """Where something had to wait: events on the device's stream, or the host's clock where there is no stream."""
+    """How long the host stood still for messages, where there is no device that works meanwhile."""
 
-    device: torch.device
-    _marks: list[tuple[Any, Any]] = field(default_factory=list)
+    _ms: float = 0.0
 
-    def mark(self) -> Any:
-        """Now."""
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def add(self, begun: Any) -> None:
-        """Something waited from `begun` until now."""
-        self._marks.append((begun, self.mark()))
+    def add(self, begun: float) -> None:
+        """Something waited from `begun`, by time.perf_counter, until now."""
+        self._ms += (time.perf_counter() - begun) * 1e3
 
     def take_ms(self) -> float:
-        """All of it since the last call, in milliseconds. The device must have finished."""
-        marks, self._marks = self._marks, []
-        if self.device.type == "cuda":
-            return sum(begun.elapsed_time(ended) for begun, ended in marks)
-        return sum(ended - begun for begun, ended in marks) * 1e3
+        """All of it since the last call, in milliseconds."""
+        taken, self._ms = self._ms, 0.0
+        return taken
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,7 @@ class WatchedPending(Pending):
         self._pending, self._waits = pending, waits
 
     def wait(self) -> Tensor:
-        begun = self._waits.mark()
+        begun = time.perf_counter()
         received = self._pending.wait()
         self._waits.add(begun)
         return received
@@ -89,19 +80,35 @@ def watch(mesh: HsapMesh, waits: Waits) -> HsapMesh:
     return replace(mesh, context=WatchedAxis(mesh.context, waits), ulysses=WatchedAxis(mesh.ulysses, waits))
 
 
+@dataclass
 class StepClock(TrainerCallback):
-    """Milliseconds of every step, from the end of the one before, and of waiting for its exchanges."""
+    """Milliseconds of every step, from the end of the one before, and those in which nothing but messages moved.
 
-    def __init__(self, waits: Waits) -> None:
-        self.step_ms: list[float] = []
-        self.exposed_ms: list[float] = []
-        self._waits = waits
-        self._ended = time.perf_counter()
+    On CUDA the latter come from a profile of the last step, whose own time then does not count.
+    """
+
+    waits: Waits
+    cuda: bool
+    last_step: int
+    step_ms: list[float] = field(default_factory=list)
+    exposed_ms: list[float] = field(default_factory=list)
+    _profile: Any = None
+    _ended: float = field(default_factory=time.perf_counter)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.cuda and state.global_step + 1 == self.last_step:
+            self._profile = profile(activities=[ProfilerActivity.CUDA])
+            self._profile.__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._waits.device.type == "cuda":
+        if self.cuda:
             torch.cuda.synchronize()
+        if self._profile is not None:
+            self._profile.__exit__(None, None, None)
+            found = summary(*device_spans(self._profile, EXCHANGE))
+            self.exposed_ms = [found["exchange_ms"] * (1 - (found["hidden"] or 0.0))]
+            return
         now = time.perf_counter()
         self.step_ms.append((now - self._ended) * 1e3)
-        self.exposed_ms.append(self._waits.take_ms())
+        self.exposed_ms.append(self.waits.take_ms())
         self._ended = now

@@ -59,9 +59,14 @@ class Asked:
     warmup: int
     """Steps before them: the optimizer allocates its state, allocators and kernels settle."""
 
+    @property
+    def all_steps(self) -> int:
+        """On CUDA one more, which is profiled."""
+        return self.warmup + self.steps + torch.cuda.is_available()
+
     def recipe(self) -> Recipe:
         """The recipe to train, with nothing on top of the steps."""
-        training = [f"training.{text}" for text in (*_OVERRIDES, f"max_steps={self.warmup + self.steps}")]
+        training = [f"training.{text}" for text in (*_OVERRIDES, f"max_steps={self.all_steps}")]
         return load_recipe(self.recipe_file, [*self.overrides, *training])
 
 
@@ -80,7 +85,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     cuda = arguments.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    times, losses = _train(model, plugin, mesh, arguments, dataset, asked.warmup)
+    times, losses = _train(model, plugin, mesh, arguments, dataset, asked)
     peak_gib = torch.cuda.max_memory_allocated() / 2**30 if cuda else math.nan
     own = torch.tensor([*times.values(), peak_gib], dtype=torch.float64)
     *slowest, peak_gib = mesh.world_host.all_gather(own, "gather measurements").amax(0).tolist()
@@ -104,19 +109,19 @@ def _train(
     mesh: HsapMesh,
     arguments: TrainingArguments,
     dataset: Dataset[Any],
-    warmup: int,
+    asked: Asked,
 ) -> tuple[dict[str, float], list[float]]:
     """Times of this rank in milliseconds, by their keys of the answer; and the losses of all steps."""
-    waits = Waits(arguments.device)
-    clock = StepClock(waits)
+    waits = Waits()
+    clock = StepClock(waits, arguments.device.type == "cuda", arguments.max_steps)
     with HsapHandle(model, plugin, watch(mesh, waits)) as handle:
         trainer = Trainer(model, arguments, train_dataset=dataset, data_collator=HsapDataCollator(), callbacks=[clock])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         assert handle.plan is not None
         times = {
-            "step_ms": statistics.median(clock.step_ms[warmup:]),
-            "exposed_ms": statistics.median(clock.exposed_ms[warmup:]),
+            "step_ms": statistics.median(clock.step_ms[asked.warmup :]),
+            "exposed_ms": statistics.median(clock.exposed_ms[asked.warmup :] or clock.exposed_ms),
             "deal_ms": _deal_ms(handle, dataset, mesh, arguments.device),
             "plan_ms": _plan_ms(handle.plan, mesh, arguments.device),
         }
@@ -135,15 +140,14 @@ def _packs(asked: Asked, recipe: Recipe, arguments: TrainingArguments, vocab_siz
 
 def _timed_lengths(dataset: DrawnPacks | PackedDataset, accumulated: int, asked: Asked) -> list[list[int]]:
     """Documents of every step that counts. Raises ConfigError where the data set ends before."""
-    last = asked.warmup + asked.steps
-    if dataset.num_packs < accumulated * last:
+    if dataset.num_packs < accumulated * asked.all_steps:
         raise ConfigError(
             f"{asked.steps} steps, {asked.warmup} to warm up, of {accumulated} packs each need more packs than "
             f"the recipe's {dataset.num_packs}. Lower --steps, or give --lengths."
         )
     return [
         [span.tokens for index in range(step * accumulated, (step + 1) * accumulated) for span in dataset.pack(index)]
-        for step in range(asked.warmup, last)
+        for step in range(asked.warmup, asked.warmup + asked.steps)
     ]
 
 

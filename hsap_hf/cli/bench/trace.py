@@ -12,8 +12,10 @@ from torch.profiler import ProfilerActivity, profile
 
 Span = tuple[float, float]
 """Start and end of a kernel."""
-_EXCHANGE = "nccl"
+_MESSAGES = "nccl"
 """In the name of every kernel that moves something between ranks."""
+EXCHANGE = "SendRecv"
+"""In the name of NCCL's kernel that moves keys; gradients of weights are reduced by others."""
 
 
 def trace(run: Callable[[], object], path: Path) -> dict[str, Any]:
@@ -31,14 +33,20 @@ def trace(run: Callable[[], object], path: Path) -> dict[str, Any]:
     found.export_chrome_trace(str(path))
     if not cuda:
         return {"launches": None, "exchange_ms": None, "hidden": None}
+    return summary(*device_spans(found, _MESSAGES))
+
+
+def device_spans(found: profile, words: str) -> tuple[list[Span], list[Span]]:
+    """Kernels on the device with `words` in their name, and all others, in microseconds."""
     kernels = [
         (event.name, (event.time_range.start, event.time_range.end))
         for event in found.events()
         if event.device_type == DeviceType.CUDA
     ]
-    exchange = [span for name, span in kernels if _EXCHANGE in name.lower()]
-    others = [span for name, span in kernels if _EXCHANGE not in name.lower()]
-    return summary(exchange, others)
+    return (
+        [span for name, span in kernels if words in name],
+        [span for name, span in kernels if words not in name],
+    )
 
 
 def summary(exchange: Sequence[Span], others: Sequence[Span]) -> dict[str, Any]:
