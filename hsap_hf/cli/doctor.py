@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from hsap_hf.hf import ModelReport
     from hsap_hf.planner.machine import Machine
 
@@ -27,13 +25,13 @@ def doctor(
 ) -> None:
     """Versions, devices, kernels with the reason where one is missing; with a model, whether HSAP supports it."""
     import torch
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from hsap_hf.attention import Scores, all_kernels
+    from hsap_hf.cli.terminal import console
 
-    console = Console()
+    page = console()
     table = Table(show_header=False, box=None)
     for package in ("hsap-hf", "torch", "transformers", "accelerate", "datasets", "flash-attn", "peft", "trl"):
         table.add_row(package, _version(package))
@@ -45,21 +43,22 @@ def doctor(
     for kernel in all_kernels():
         reason = kernel.missing(Scores(1.0), 128, 128, dtype, device)
         table.add_row(f"kernel {kernel.name}", "ready" if reason is None else escape(f"no: {reason}"))
-    console.print(table)
+    page.print(table)
     if calibrate is not None:
-        _calibrate(calibrate, nproc, console)
+        _calibrate(calibrate, nproc)
     if model is not None:
-        console.print(escape(f"{model}: supported. {_check(model).describe()}"))
+        page.print(escape(f"{model}: supported. {_check(model).describe()}"))
 
 
-def _calibrate(path: Path, nproc: int, console: Console) -> None:
+def _calibrate(path: Path, nproc: int) -> None:
     """Measure, write the file, and say what was measured and what was not."""
     from hsap_hf.cli.calibrate import calibrate
     from hsap_hf.cli.shapes import write_machine
+    from hsap_hf.cli.terminal import console
 
     machine = calibrate(nproc)
     write_machine(machine, path)
-    console.print(
+    console().print(
         f"{path}: attention {machine.forward_flops / 1e12:.3g} TFLOP/s forward and "
         f"{machine.backward_flops / 1e12:.3g} backward on long documents, half of it at {machine.half_length:,.0f} "
         f"tokens; matrix products {machine.linear_flops / 1e12:.3g}.\n{_links(machine, nproc)}",

@@ -14,9 +14,10 @@ from hsap_hf.planner.stand_ins import load_of
 
 def show_plan(plan: Plan, shown: dict[str, Any], model: Model, machine: Machine) -> None:
     """Print the plan; `shown` is its JSON object."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from hsap_hf.cli.terminal import console
 
     ulysses_size = shown["ulysses_size"]
     model.kv_heads_per_rank(ulysses_size)  # refuses sizes that do not divide the heads before anything is printed
@@ -31,12 +32,12 @@ def show_plan(plan: Plan, shown: dict[str, Any], model: Model, machine: Machine)
     for slot, (tokens, work) in enumerate(zip(load.tokens, load.work, strict=True)):
         numbers = (slot, len(plan.slots[slot]), tokens, work, traffic.fetched[slot], traffic.sent[slot])
         table.add_row(*(f"{number:,}" for number in numbers))
-    console = Console()
-    console.print(table)
+    page = console()
+    page.print(table)
     lines = [_level(shown), *_bytes(plan, load.traffic.fetched, ulysses_size, model)]
     lines += [_predicted(load, model, machine, plan.context_size * ulysses_size, ulysses_size)]
     lines += _advice(plan, ulysses_size, model, machine)
-    console.print(escape("\n".join([*lines, f"planned in {shown['plan_milliseconds']:.2f} ms"])), highlight=False)
+    page.print(escape("\n".join([*lines, f"planned in {shown['plan_milliseconds']:.2f} ms"])), highlight=False)
 
 
 def _level(shown: dict[str, Any]) -> str:

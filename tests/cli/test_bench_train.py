@@ -133,7 +133,7 @@ def test_a_loss_that_is_no_number_is_seen(gloo, recipe):
     losses = measured(gloo, recipe, "training.learning_rate=1e30", "training.logging_strategy='no'")["losses"]
     assert len(losses) == 2
     assert math.isfinite(losses[0])
-    assert not math.isfinite(losses[2])
+    assert not math.isfinite(losses[1])
 
 
 @pytest.mark.parametrize(

@@ -153,8 +153,9 @@ def _judge(rows: list[dict[str, Any]]) -> None:
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from hsap_hf.cli.terminal import console
 
     first = rows[0]
     table = Table(title=f"{first['kernel']} on {first['device']}, {first['dtype']}; ms, median", title_justify="left")
@@ -163,4 +164,4 @@ def _table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         times = (row["ideal_forward_ms"], row["forward_ms"], row["ideal_backward_ms"], row["backward_ms"])
         table.add_row(row["pack"], str(row["slots"]), *(f"{ms:.2f}" for ms in times), f"{row['ratio']:.3f}")
-    Console().print(table)
+    console().print(table)

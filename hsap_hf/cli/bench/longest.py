@@ -72,8 +72,9 @@ def _kept(row: dict[str, Any]) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from hsap_hf.cli.terminal import console
 
     first = rows[0]
     title = f"longest document on {first['device']}, {first['dtype']}, {first['weights']:,} weights"
@@ -84,4 +85,4 @@ def _table(rows: list[dict[str, Any]]) -> None:
         gib = "-" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
         speeds = f"{row['step_ms']:,.1f}", f"{row['tokens_per_second']:,.0f}"
         table.add_row(str(row["ranks"]), f"{row['tokens']:,}", f"{row['of_first']:.2f}", gib, *speeds)
-    Console().print(table)
+    console().print(table)

@@ -33,8 +33,9 @@ def problems(rows: Sequence[dict[str, Any]]) -> list[str]:
 def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
     """A block a pack, a line a way; milliseconds of the slowest rank, MiB of the rank that receives most."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from hsap_hf.cli.terminal import console
 
     first = rows[0]
     title = f"{first['kernel']} on {first['ranks']} ranks of {first['device']}, {first['dtype']}, {first['link']}, "
@@ -52,11 +53,11 @@ def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
             ideal = row["ideal_forward_ms"], row["ideal_backward_ms"]
             table.add_row(f"{shown}: ideal", *(f"{ms:.2f}" for ms in ideal), "1.000", "", "", "", "")
         table.add_row(way_label(row), *_figures(row))
-    console = Console()
-    console.print(table)
+    page = console()
+    page.print(table)
     for row in rows:
         if row.get("trace") is not None and row["trace"]["launches"] is not None:
-            console.print(f"{row['pack']}, {way_label(row)}: {_traced(row['trace'])}")
+            page.print(f"{row['pack']}, {way_label(row)}: {_traced(row['trace'])}")
 
 
 def _traced(found: dict[str, Any]) -> str:

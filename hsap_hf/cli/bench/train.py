@@ -81,7 +81,10 @@ def train(
         ways.append(("ulysses", (1, nproc)))
     rows = []
     for name, documents in packs.items():
-        of_pack = [{"pack": name, "way": way, **run.measure(one, documents, steps)} for way, one in ways]
+        of_pack: list[dict[str, Any]] = []
+        for way, one in ways:
+            of_pack.append({"pack": name, "way": way, **run.measure(one, documents, steps)})
+            typer.echo(_said(of_pack[-1]), err=True)  # minutes pass, and whoever stops it keeps what was measured
         rows += [_beside(row, of_pack[0]) for row in of_pack]
     if as_json:
         typer.echo(json.dumps(rows))
@@ -157,6 +160,12 @@ def _model_overrides(name: str) -> list[str]:
     return ["model.name_or_path=null", f"model.config={json.dumps(config)}", device]
 
 
+def _said(row: dict[str, Any]) -> str:
+    """One line about a row, as soon as it is there."""
+    figures = row["note"] or f"{row['step_ms']:,.1f} ms a step, {row['tokens_per_second']:,.0f} tokens/s"
+    return f"{row['pack']}, {row['way']} {row['split']}: {figures}"
+
+
 def _beside(row: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
     """The row, with its speed and losses held against data parallelism's, where both ran."""
     if row["note"] or baseline["note"]:
@@ -180,14 +189,15 @@ def find_problems(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _table(rows: Sequence[dict[str, Any]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from hsap_hf.cli.terminal import console
+
+    page = console()
     ran = next((row for row in rows if row["note"] is None), None)
     if ran is not None:
         device = f"{ran['ranks']} ranks of {ran['device']}, {ran['dtype']}, torch {ran['torch']}"
-        console.print(f"{device}, {ran['weights']:,} weights; ms of a step, median, slowest rank")
+        page.print(f"{device}, {ran['weights']:,} weights; ms of a step, median, slowest rank")
     columns = {name: column for name, column in _COLUMNS.items() if any(row.get(name) is not None for row in rows)}
     if "utilisation" in columns:
         del columns["tflops_per_rank"]
@@ -200,7 +210,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> None:
                 way = f"{row['way']} {row['split']}" if row["way"] == "hsap" else row["way"]
                 figures = [_figure(row.get(name), form) for name, (_, form) in columns.items()]
                 table.add_row(way, *([row["note"]] if row["note"] else figures))
-        console.print(table)
+        page.print(table)
 
 
 def _figure(value: float | None, form: str) -> str:
