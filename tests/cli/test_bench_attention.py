@@ -9,7 +9,7 @@ from launched import HSAP, launch
 from torch.nn import functional
 
 from hsap_hf.cli.bench import peers, trace
-from hsap_hf.cli.bench.table import problems
+from hsap_hf.cli.bench.table import problems, regressions
 from hsap_hf.cli.bench.whole_pack import Shape, draw_pack
 
 PACKS = {"mixed": [301, 64, 9, 33, 1, 120], "all_short": [32] * 8}
@@ -74,6 +74,14 @@ def test_rows_say_what_they_were_measured_on(rows):
     for row in rows:
         assert (row["ranks"], row["device"], row["dtype"], row["link"]) == (2, "cpu", "float32", "gloo")
         assert (row["torch"], row["tokens"]) == (torch.__version__, sum(PACKS[row["pack"]]))
+
+
+def test_a_ratio_that_fell_is_named(measured):
+    slower = [row | {"ratio": 0.9 * row["ratio"]} for row in measured]
+    ours = [row for row in measured if row["way"] == "hsap"]
+    assert len(regressions(slower, measured)) == len(ours) > 0
+    assert regressions([row | {"ratio": 0.98 * row["ratio"]} for row in measured], measured) == []
+    assert regressions(slower, [row | {"device": "another"} for row in measured]) == []
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,9 @@ def attention(
     form: Annotated[
         list[str] | None, typer.Option(help="How rows that wait for keys are attended: auto, apart, merged; several.")
     ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Earlier --json output: exit 1 where a ratio of ours fell by more than 3 %.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list instead of a table.")] = False,
 ) -> None:
     """Attention, forward and backward, against the same kernel with the whole pack on one device, divided by the ranks.
@@ -66,10 +69,11 @@ def attention(
     shape = Shape(heads, kv_heads, head_dim, kernel)
     packs = _packs(lengths, pack, tokens)
     if nproc is None:
-        _refuse_without_ranks(split, slow_link, plot, trace, form)
+        _refuse_without_ranks(split, slow_link, plot, trace, form, baseline)
         rows = _time_alone(packs, context_size, shape, repeats)
         typer.echo(json.dumps(rows)) if as_json else _table(rows)
         return
+    before = [] if baseline is None else _earlier(baseline)
     if context_size:
         raise ConfigError("--context-size is for one device; with --nproc say --split CONTEXTxULYSSES.")
     request = Request(
@@ -87,7 +91,7 @@ def attention(
         from hsap_hf.cli.bench.table import show_ranks
 
         show_ranks(rows)
-    _judge(rows)
+    _judge(rows, before)
 
 
 def _packs(lengths: str | None, names: list[str] | None, tokens: list[int] | None) -> dict[str, list[int]]:
@@ -107,10 +111,15 @@ def _packs(lengths: str | None, names: list[str] | None, tokens: list[int] | Non
 
 
 def _refuse_without_ranks(
-    split: list[str] | None, slow_link: bool, plot: Path | None, trace: Path | None, form: list[str] | None
+    split: list[str] | None,
+    slow_link: bool,
+    plot: Path | None,
+    trace: Path | None,
+    form: list[str] | None,
+    baseline: Path | None,
 ) -> None:
     options = {"--split": split, "--slow-link": slow_link, "--plot": plot, "--trace": trace, "--form": form}
-    given = [name for name, value in options.items() if value]
+    given = [name for name, value in {**options, "--baseline": baseline}.items() if value]
     if given:
         raise ConfigError(f"{', '.join(given)}: only with --nproc N, which measures on N ranks.")
 
@@ -141,11 +150,21 @@ def _time_ranks(request: Request, nproc: int, slow_link: bool, plot: Path | None
     return rows
 
 
-def _judge(rows: list[dict[str, Any]]) -> None:
-    """Exit 1 with a sentence for everything that is wrong."""
-    from hsap_hf.cli.bench.table import problems
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(path.read_text())
+        return [row for row in rows if row["ratio"] is not None]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--baseline {path}: no output of `hsap bench attention --nproc N --json` ({error!r})."
+        ) from None
 
-    found = problems(rows)
+
+def _judge(rows: list[dict[str, Any]], before: list[dict[str, Any]]) -> None:
+    """Exit 1 with a sentence for everything that is wrong."""
+    from hsap_hf.cli.bench.table import problems, regressions
+
+    found = problems(rows) + regressions(rows, before)
     for sentence in found:
         typer.echo(sentence, err=True)
     if found:

@@ -7,6 +7,7 @@ from typing import Any
 
 _LIMITS = {"bfloat16": 2e-2, "float32": 1e-4}
 """Largest difference from the result of one rank, relative to the largest entry."""
+_REGRESSION = 0.03
 _COLUMNS = ("way", "fwd", "bwd", "ratio", "launch", "differs", "MiB", "planned")
 
 
@@ -28,6 +29,22 @@ def problems(rows: Sequence[dict[str, Any]]) -> list[str]:
             if received != planned:
                 found.append(f"{name}: ranks received {received} {unit} from others, the plan says {planned}.")
     return found
+
+
+def regressions(rows: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence for every ratio of ours that is more than 3 % below the one measured before, on the same terms."""
+    known = {_terms(row): row["ratio"] for row in before if row["ratio"] is not None}
+    found = []
+    for row in rows:
+        earlier = known.get(_terms(row))
+        if row["ratio"] is not None and earlier is not None and row["ratio"] < (1 - _REGRESSION) * earlier:
+            found.append(f"{row['pack']}, {way_label(row)}: {row['ratio']:.3f} of ideal, {earlier:.3f} before.")
+    return found
+
+
+def _terms(row: dict[str, Any]) -> tuple[Any, ...]:
+    names = ("device", "ranks", "kernel", "dtype", "link", "heads", "kv_heads", "head_dim", "pack", "tokens")
+    return (*(row[name] for name in names), way_label(row) if row["way"].startswith("hsap") else None)
 
 
 def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
