@@ -33,18 +33,18 @@ def problems(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def regressions(rows: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]) -> list[str]:
     """A sentence for every ratio of ours that is more than 3 % below the one measured before, on the same terms."""
-    known = {_terms(row): row["ratio"] for row in before if row["ratio"] is not None}
+    known = {_terms(row): row["ratio"] for row in before}
     found = []
     for row in rows:
         earlier = known.get(_terms(row))
-        if row["ratio"] is not None and earlier is not None and row["ratio"] < (1 - _REGRESSION) * earlier:
+        if row["way"].startswith("hsap") and earlier is not None and row["ratio"] < (1 - _REGRESSION) * earlier:
             found.append(f"{row['pack']}, {way_label(row)}: {row['ratio']:.3f} of ideal, {earlier:.3f} before.")
     return found
 
 
 def _terms(row: dict[str, Any]) -> tuple[Any, ...]:
     names = ("device", "ranks", "kernel", "dtype", "link", "heads", "kv_heads", "head_dim", "pack", "tokens")
-    return (*(row[name] for name in names), way_label(row) if row["way"].startswith("hsap") else None)
+    return (*(row[name] for name in names), way_label(row))
 
 
 def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
