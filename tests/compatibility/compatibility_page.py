@@ -19,14 +19,15 @@ largest difference of anything the test compares.
 
 | | supported | where it was run |
 |---|---|---|
-| torch | 2.10 and newer | 2.13 (CPU), 2.11 (H200) |
+| torch | 2.10 and newer | 2.13 (CPU), 2.11 (H100, H200) |
 | transformers | 5.9 and newer | 5.23; the core also with 5.17 in `.ci/run`, and with 5.9 by hand |
 | accelerate | 1.12 and newer | 1.15 |
 | trl | 1.16 | 1.16 |
 | peft | 0.18 and newer | 0.21 |
 
-FSDP2 is compared through torch's own `fully_shard`, which runs on CPUs; accelerate turns FSDP2 on for GPUs only, and
-that way of starting it is not in this table.
+FSDP2 is compared through torch's own `fully_shard`, which runs on CPUs; accelerate turns FSDP2 on for GPUs only. That
+way of starting it ran on two H100s, where fifty steps gave the losses of one GPU within bf16
+([performance.md](performance.md#a-1b-llama-on-two-gpus)).
 
 ## Exact
 
