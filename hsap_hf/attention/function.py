@@ -17,7 +17,7 @@ from hsap_hf.attention.merge import add_sinks, merge_rows, sink_grads
 from hsap_hf.attention.segments import Gather, Part, SlotTables
 from hsap_hf.comm.axis import Axis, Pending
 from hsap_hf.comm.exchange import fetch_keys, return_key_grads
-from hsap_hf.comm.rows import split, sum_rows, take_rows
+from hsap_hf.comm.rows import Pair, split, sum_rows, take_rows
 from hsap_hf.comm.ulysses import HeadShare, gather_heads, scatter_heads, sum_replicas
 
 
@@ -44,7 +44,7 @@ def attend(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Ten
 
 
 Saved = tuple[Tensor, Tensor, Tensor, "Tensor | None", Tensor, Tensor, "Tensor | None"]
-"""q, k, v, keys of the remote call where they are kept, out, lse, sinks"""
+"""q, k, v, borrowed rows where they are kept, out, lse, sinks"""
 Grads = tuple[Tensor, Tensor, Tensor]
 """Of queries, keys and values."""
 
@@ -70,22 +70,25 @@ def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Te
     q = scatter_heads(q_TNH, call.rows, call.ulysses).contiguous()
     k, v = (x.contiguous() for x in _scatter_pair(call, k_TGH, v_TGH))
     pending = fetch_keys(k, v, call.tables.exchange, call.context)
-    lane = Lane(q.device, idle=call.tables.exchange.silent)
-
-    if local is not None and len(local.rows) == len(q):
-        out, lse = call.kernel.forward(_local_problem(call, local, q, k, v))
-    else:
+    out = lse = None
+    if local is None or len(local.rows) < len(q):  # else the local result is that of the slot
         out = q.new_empty((*q.shape[:2], v.shape[-1]))
         lse = q.new_empty((q.shape[1], len(q)), dtype=torch.promote_types(q.dtype, torch.float32))
-        if local is not None:
-            near = call.kernel.forward(_local_problem(call, local, q, k, v), local.room(out))
-            _settle(local, out, lse, *near)
-    far = None
+    lane = Lane(q.device, idle=call.tables.exchange.silent)
+
+    if local is not None:
+        problem = _problem(call, local, q, local.take(k), local.take(v))
+        near_out, near_lse = call.kernel.forward(problem, None if out is None else local.room(out))
+        if out is None or lse is None:
+            out, lse = near_out, near_lse
+        else:
+            _settle(local, out, lse, near_out, near_lse)
+    assert out is not None
+    assert lse is not None
     with lane:
         borrowed = pending.wait()
         if remote is not None:
-            far = _far_keys(call.tables.gather, k, v, borrowed)
-            problem = _remote_problem(call, remote, q, far, k.shape[-1])
+            problem = _problem(call, remote, q, *_far_keys(call.tables.gather, k, v, borrowed))
             far_out, far_lse = call.kernel.forward(problem, remote.room(out) if apart else None)
     lane.join()
     if remote is not None and apart:
@@ -96,20 +99,20 @@ def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Te
     sinks = None if sinks_N is None else sinks_N.unflatten(0, (call.ulysses.size, -1))[call.ulysses.rank]
     if sinks is not None:
         out, lse = add_sinks(out, lse, sinks)
-    kept = far if call.keep_borrowed else None
+    kept = borrowed if call.keep_borrowed else None
     return gather_heads(out, call.rows, call.ulysses), (q, k, v, kept, out, lse, sinks)
 
 
 def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """(grad_q, grad_k, grad_v, grad_sinks). Cut documents first: gradients of borrowed rows travel meanwhile."""
+    """(grad_q, grad_k, grad_v, grad_sinks). Gradients of borrowed rows travel beside the local part."""
     local, exchange = call.tables.local, call.tables.exchange
-    q, k, v, far, out, lse, sinks = saved
+    q, k, v, borrowed, out, lse, sinks = saved
     again = None if call.keep_borrowed else fetch_keys(k, v, exchange, call.context)
     grad_out = scatter_heads(grad_TNH, call.rows, call.ulysses).contiguous()
-    lane = Lane(q.device, idle=exchange.silent)
     grads = None
     if local is None or len(local.rows) < len(q):  # else the local part's gradients are those of the slot
         grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    lane = Lane(q.device, idle=exchange.silent)
     # On a GPU the lane overtakes what was launched before it; elsewhere the first to run decides what travels beside
     # the local part: keys that are fetched again, or the gradients of kept ones.
     local_first = q.is_cuda or again is not None
@@ -118,8 +121,8 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
     with lane:
         if again is not None:
             borrowed = again.wait()
-            far = _far_keys(call.tables.gather, k, v, borrowed) if call.tables.remote is not None else None
-        pending, far_q = _backward_remote(call, saved, far, grad_out, grads)
+        assert borrowed is not None
+        pending, far_q = _backward_remote(call, saved, borrowed, grad_out, grads)
     if not local_first:
         local_grads = _backward_local(call, saved, grad_out, grads)
     lane.join()
@@ -136,12 +139,8 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
     return grad_q, grad_k, grad_v, every_sink
 
 
-def _local_problem(call: Call, local: Part, q: Tensor, k: Tensor, v: Tensor) -> Problem:
-    return Problem(local.take(q), local.take(k), local.take(v), local.segments, True, call.scores)
-
-
-def _remote_problem(call: Call, remote: Part, q: Tensor, far: Tensor, key_dim: int) -> Problem:
-    return Problem(remote.take(q), *split(far, key_dim), remote.segments, call.tables.apart, call.scores)
+def _problem(call: Call, part: Part, q: Tensor, keys: Tensor, values: Tensor) -> Problem:
+    return Problem(part.take(q), keys, values, part.segments, part.causal, call.scores)
 
 
 def _backward_local(call: Call, saved: Saved, grad_out: Tensor, grads: Grads | None) -> Grads:
@@ -150,7 +149,7 @@ def _backward_local(call: Call, saved: Saved, grad_out: Tensor, grads: Grads | N
     if local is None:
         assert grads is not None
         return grads
-    problem = _local_problem(call, local, q, k, v)
+    problem = _problem(call, local, q, local.take(k), local.take(v))
     result = local.take(grad_out), local.take(out), local.take(lse, 1)
     if grads is None:
         return call.kernel.backward(problem, *result)
@@ -163,23 +162,22 @@ def _backward_local(call: Call, saved: Saved, grad_out: Tensor, grads: Grads | N
 
 
 def _backward_remote(
-    call: Call, saved: Saved, far: Tensor | None, grad_out: Tensor, grads: Grads | None
+    call: Call, saved: Saved, borrowed: Tensor, grad_out: Tensor, grads: Grads | None
 ) -> tuple[Pending, Tensor | None]:
     """Gradients of borrowed rows on their way home; and those of queries, where they are to be added to local ones.
 
     grads: of the whole slot. Where parts are apart, the rows of the remote part are written there.
     """
     (q, k, v, _, out, lse, _), gather, remote = saved, call.tables.gather, call.tables.remote
-    key_dim = k.shape[-1]
-    grad_borrowed = k.new_empty((gather.num_borrowed, k.shape[1], key_dim + v.shape[-1]))
+    grad_borrowed = torch.empty_like(borrowed)
     if remote is None:
         return return_key_grads(grad_borrowed, call.tables.exchange, call.context), None
-    assert far is not None
     result = remote.take(grad_out), remote.take(out), remote.take(lse, 1)
     room = remote.room(grads[0]) if grads is not None else None
-    far_q, *far_kv = call.kernel.backward(_remote_problem(call, remote, q, far, key_dim), *result, (room, None, None))
+    problem = _problem(call, remote, q, *_far_keys(gather, k, v, borrowed))
+    far_q, *far_kv = call.kernel.backward(problem, *result, (room, None, None))
     far_pair = far_kv[0], far_kv[1]
-    sum_rows(split(grad_borrowed, key_dim), far_pair, gather.sums, first=gather.num_own, add=False)
+    sum_rows(split(grad_borrowed, k.shape[-1]), far_pair, gather.sums, first=gather.num_own, add=False)
     pending = return_key_grads(grad_borrowed, call.tables.exchange, call.context)
     if grads is None:
         return pending, far_q
@@ -190,15 +188,16 @@ def _backward_remote(
 
 
 def _settle(part: Part, out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
-    """A part's result is that of its rows; its output may stand there already."""
+    """A part's result is that of its rows. Where these are neighbours, as our planner has them, the output is there."""
     if part.run is None:
         part.write(out, part_out)
     part.write(lse, part_lse, 1)
 
 
-def _far_keys(gather: Gather, k: Tensor, v: Tensor, borrowed: Tensor) -> Tensor:
-    """Keys and values of the remote call, side by side, in the order of its segments."""
-    return borrowed if gather.in_place else take_rows((k, v), split(borrowed, k.shape[-1]), gather.rows)
+def _far_keys(gather: Gather, k: Tensor, v: Tensor, borrowed: Tensor) -> Pair:
+    """Keys and values of the remote call, in the order of its segments."""
+    theirs = split(borrowed, k.shape[-1])
+    return theirs if gather.in_place else split(take_rows((k, v), theirs, gather.rows), k.shape[-1])
 
 
 def _scatter_pair(call: Call, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ def load_model(
 ) -> Any:
     """Pretrained weights, or random ones drawn with `seed` so that every rank holds the same. LoRA where asked for.
 
-    device: where random weights are drawn; a GPU draws those of large models in seconds.
+    device: where random weights are drawn. None: in the host's memory, where every machine draws the same; a GPU draws
+    others, and those of large models in seconds.
     """
     options: dict[str, Any] = {"dtype": section.dtype if section.dtype == "auto" else getattr(torch, section.dtype)}
     if section.attn_implementation is not None:

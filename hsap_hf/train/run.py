@@ -28,7 +28,7 @@ def run(recipe: Recipe, *, only_verify: bool = False, trust_remote_code: bool = 
     arguments = build_training_arguments(recipe)
     _check_world(arguments.world_size)
     corpus = load_corpus(recipe, arguments)
-    model = load_model(recipe.model, arguments.seed, arguments.device, trust_remote_code=trust_remote_code)
+    model = load_model(recipe.model, arguments.seed, trust_remote_code=trust_remote_code)
     vocabulary = causal_model(model).config.vocab_size
     if corpus.tokenizer is not None and len(corpus.tokenizer) > vocabulary:
         raise ConfigError(f"the tokenizer has {len(corpus.tokenizer)} entries, the model's vocabulary {vocabulary}.")

@@ -151,9 +151,11 @@ def _time_ranks(request: Request, nproc: int, slow_link: bool, plot: Path | None
 
 
 def _earlier(path: Path) -> list[dict[str, Any]]:
+    from hsap_hf.cli.bench.table import terms
+
     try:
         rows = json.loads(path.read_text())
-        return [row for row in rows if row["ratio"] is not None]
+        return [row for row in rows if terms(row) and row["ratio"] is not None]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"--baseline {path}: no output of `hsap bench attention --nproc N --json` ({error!r})."

@@ -22,7 +22,8 @@ def mixes(tokens: int) -> dict[str, list[int]]:
         packs["hybrid"].append(random.randint(256, 2_048))
     while sum(packs["longtail"]) < tokens:
         packs["longtail"].append(max(16, min(tokens // 2, int(random.lognormvariate(7.6, 1.5)))))
-    return {f"{name}_{tokens // 1024}k": list(_cut_to(tokens, lengths)) for name, lengths in packs.items()}
+    size = f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
+    return {f"{name}_{size}": list(_cut_to(tokens, lengths)) for name, lengths in packs.items()}
 
 
 def _cut_to(tokens: int, lengths: list[int]) -> list[int]:

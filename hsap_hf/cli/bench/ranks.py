@@ -24,7 +24,7 @@ from hsap_hf.config import HsapPlugin
 
 RESULTS = ("out", "dq", "dk", "dv")
 _WAIT_SECONDS = 24 * 3600.0
-"""Ranks wait while one of them times the whole pack alone, as long as that takes."""
+"""Ranks wait for the slowest one's measurement, as long as that takes."""
 
 
 @dataclass(frozen=True)

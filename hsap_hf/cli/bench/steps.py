@@ -75,7 +75,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     asked = Asked(**request)
     recipe = asked.recipe()
     arguments = build_training_arguments(recipe)
-    model = load_model(recipe.model, arguments.seed, arguments.device)
+    model = load_model(recipe.model, arguments.seed, None if arguments.fsdp else arguments.device)
     base = causal_model(model)
     check_model_support(base)
     dataset = _packs(asked, recipe, arguments, base.config.vocab_size)
@@ -120,7 +120,7 @@ def _train(
         trainer.train()
         assert handle.plan is not None
         times = {
-            "step_ms": statistics.median(clock.step_ms[asked.warmup :]),
+            "step_ms": statistics.median(clock.step_ms[asked.warmup : asked.warmup + asked.steps]),
             "exposed_ms": statistics.median(clock.exposed_ms[asked.warmup :] or clock.exposed_ms),
             "deal_ms": _deal_ms(handle, dataset, mesh, arguments.device),
             "plan_ms": _plan_ms(handle.plan, mesh, arguments.device),

@@ -32,17 +32,23 @@ def problems(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def regressions(rows: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]) -> list[str]:
-    """A sentence for every ratio of ours that is more than 3 % below the one measured before, on the same terms."""
-    known = {_terms(row): row["ratio"] for row in before}
-    found = []
-    for row in rows:
-        earlier = known.get(_terms(row))
-        if row["way"].startswith("hsap") and earlier is not None and row["ratio"] < (1 - _REGRESSION) * earlier:
-            found.append(f"{row['pack']}, {way_label(row)}: {row['ratio']:.3f} of ideal, {earlier:.3f} before.")
-    return found
+    """A sentence for every ratio of ours that is more than 3 % below the one measured before on the same terms, or one
+    that says that nothing was."""
+    known = {terms(row): row["ratio"] for row in before}
+    pairs = [(row, known[terms(row)]) for row in rows if row["way"].startswith("hsap") and terms(row) in known]
+    if before and not pairs:
+        return [
+            "nothing of --baseline was measured on the same terms (device, kernel, link, heads, pack): no comparison."
+        ]
+    return [
+        f"{row['pack']}, {way_label(row)}: {row['ratio']:.3f} of ideal, {earlier:.3f} before."
+        for row, earlier in pairs
+        if row["ratio"] < (1 - _REGRESSION) * earlier
+    ]
 
 
-def _terms(row: dict[str, Any]) -> tuple[Any, ...]:
+def terms(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What two measurements must share to be compared."""
     names = ("device", "ranks", "kernel", "dtype", "link", "heads", "kv_heads", "head_dim", "pack", "tokens")
     return (*(row[name] for name in names), way_label(row))
 
