@@ -5,12 +5,15 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
 
 from hsap_hf.errors import PlanError
 from hsap_hf.planner.check import check_plan
 from hsap_hf.planner.pieces import Owned, Share, fold
 from hsap_hf.planner.plan import Piece, Plan, compile_plan
 from hsap_hf.planner.report import plan_as_dict
+
+from .packs import mixed_packs, slot_counts
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,19 @@ def test_the_fingerprint_is_pinned() -> None:
     plan = Plan((3, 2), 2, ((Piece(0, 0, 1), Piece(0, 2, 3)), (Piece(0, 1, 2), Piece(1, 0, 2))))
     assert plan.fingerprint == 5815504287267303421
     assert 0 <= plan.fingerprint < 2**63
+
+
+@settings(max_examples=60, deadline=None)
+@given(mixed_packs, slot_counts)
+def test_a_slot_has_its_cut_documents_first_and_then_whole_ones_longest_first(
+    lengths: list[int], context_size: int
+) -> None:
+    plan = compile_plan(lengths, context_size)
+    for pieces in plan.slots:
+        whole = [piece.stop - piece.start == lengths[piece.doc] for piece in pieces]
+        assert whole == sorted(whole)
+        held = [lengths[piece.doc] for piece, is_whole in zip(pieces, whole, strict=True) if is_whole]
+        assert held == sorted(held, reverse=True)
 
 
 def test_an_empty_pack_gives_empty_slots() -> None:

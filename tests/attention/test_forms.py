@@ -1,0 +1,48 @@
+"""How a slot's rows are split into two calls, and which form it takes."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hsap_hf.attention.segments import _hides_exchange, compile_tables
+from hsap_hf.cli.bench.mixes import mixes
+from hsap_hf.comm.exchange import compile_exchange
+from hsap_hf.planner import compile_plan
+
+CPU = torch.device("cpu")
+lengths_of_packs = st.lists(st.one_of(st.integers(1, 9), st.integers(10, 400)), min_size=1, max_size=30)
+
+
+@settings(max_examples=80, deadline=None)
+@given(lengths_of_packs, st.integers(2, 6))
+def test_apart_splits_the_rows_into_two_runs_of_neighbours(lengths, context_size):
+    """So that both calls read queries and write results in place."""
+    plan = compile_plan(lengths, context_size)
+    for slot in range(context_size):
+        tables = compile_tables(plan, slot, None, CPU, apart=True)
+        rows = [part.rows.tolist() for part in (tables.remote, tables.local) if part is not None]
+        assert [row for part in rows for row in part] == list(range(plan.tokens(slot)))
+        assert all(part.run is not None for part in (tables.remote, tables.local) if part is not None)
+
+
+@settings(max_examples=80, deadline=None)
+@given(lengths_of_packs, st.integers(2, 6))
+def test_merged_leaves_every_row_to_the_local_call_and_reads_borrowed_keys_only(lengths, context_size):
+    plan = compile_plan(lengths, context_size)
+    for slot in range(context_size):
+        tables = compile_tables(plan, slot, None, CPU, apart=False)
+        assert (0 if tables.local is None else len(tables.local.rows)) == plan.tokens(slot)
+        assert bool((tables.gather.rows >= tables.gather.num_own).all())
+
+
+@pytest.mark.parametrize(("pack", "hides"), [("one_long", [False, False]), ("longtail", [True, True])])
+def test_a_slot_is_apart_where_its_other_documents_outlast_the_exchange(pack, hides):
+    plan = compile_plan(mixes(65_536)[f"{pack}_64k"], 2)
+    assert [_hides_exchange(plan, slot, compile_exchange(plan, slot, None, CPU)) for slot in (0, 1)] == hides
+
+
+def test_mixes_hold_the_tokens_they_are_named_after():
+    for tokens in (65_536, 100_000):
+        assert {sum(lengths) for lengths in mixes(tokens).values()} == {tokens}
+    assert set(mixes(65_536)) & set(mixes(66_000)) == set()
