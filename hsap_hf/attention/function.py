@@ -70,21 +70,12 @@ def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Te
     q = scatter_heads(q_TNH, call.rows, call.ulysses).contiguous()
     k, v = (x.contiguous() for x in _scatter_pair(call, k_TGH, v_TGH))
     pending = fetch_keys(k, v, call.tables.exchange, call.context)
-    out = lse = None
-    if local is None or len(local.rows) < len(q):  # else the local result is that of the slot
-        out = q.new_empty((*q.shape[:2], v.shape[-1]))
-        lse = q.new_empty((q.shape[1], len(q)), dtype=torch.promote_types(q.dtype, torch.float32))
+    results = None
+    if local is None or len(local.rows) < len(q):  # else the local part's results are those of the slot
+        lse_dtype = torch.promote_types(q.dtype, torch.float32)
+        results = q.new_empty((*q.shape[:2], v.shape[-1])), q.new_empty((q.shape[1], len(q)), dtype=lse_dtype)
     lane = Lane(q.device, idle=call.tables.exchange.silent)
-
-    if local is not None:
-        problem = _problem(call, local, q, local.take(k), local.take(v))
-        near_out, near_lse = call.kernel.forward(problem, None if out is None else local.room(out))
-        if out is None or lse is None:
-            out, lse = near_out, near_lse
-        else:
-            _settle(local, out, lse, near_out, near_lse)
-    assert out is not None
-    assert lse is not None
+    out, lse = _forward_local(call, q, k, v, results)
     with lane:
         borrowed = pending.wait()
         if remote is not None:
@@ -141,6 +132,21 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
 
 def _problem(call: Call, part: Part, q: Tensor, keys: Tensor, values: Tensor) -> Problem:
     return Problem(part.take(q), keys, values, part.segments, part.causal, call.scores)
+
+
+def _forward_local(
+    call: Call, q: Tensor, k: Tensor, v: Tensor, results: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Output and lse of the whole slot: `results` with the local rows written, or new ones where all rows are local."""
+    local = call.tables.local
+    if local is None:
+        assert results is not None
+        return results
+    problem = _problem(call, local, q, local.take(k), local.take(v))
+    if results is None:
+        return call.kernel.forward(problem)
+    _settle(local, *results, *call.kernel.forward(problem, local.room(results[0])))
+    return results
 
 
 def _backward_local(call: Call, saved: Saved, grad_out: Tensor, grads: Grads | None) -> Grads:
