@@ -122,7 +122,8 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
         assert call.tables.remote is not None
         call.tables.remote.add_to(grad_q, far_q)
     if not exchange.silent:
-        sum_rows((grad_k, grad_v), split(pending.wait(), k.shape[-1]), exchange.returns)
+        sent = grad_k[: exchange.returns_stop], grad_v[: exchange.returns_stop]
+        sum_rows(sent, split(pending.wait(), k.shape[-1]), exchange.returns)
 
     every_sink = _all_sink_grads(call, grad_out, q, out, lse, sinks)
     grad_q = gather_heads(grad_q, call.rows, call.ulysses)
@@ -187,7 +188,7 @@ def _backward_remote(
     pending = return_key_grads(grad_borrowed, call.tables.exchange, call.context)
     if grads is None:
         return pending, far_q
-    sum_rows(grads[1:], far_pair, gather.sums, add=False)
+    sum_rows((grads[1][: gather.own_stop], grads[2][: gather.own_stop]), far_pair, gather.sums, add=False)
     if room is None:
         remote.write(grads[0], far_q)
     return pending, None

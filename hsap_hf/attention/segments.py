@@ -87,7 +87,8 @@ class Gather:
     in_place: bool
     """They are the borrowed rows as they arrive."""
     num_own: int
-    num_borrowed: int
+    own_stop: int
+    """Rows of the slot from here on are not among them."""
     sums: RowSums
     """The adjoint: onto the slot's own rows, then the borrowed ones. A row that several segments see gets several."""
 
@@ -211,5 +212,6 @@ def _gather(sources: list[tuple[bool, int, int]], own: int, borrowed: int, devic
     is_own, row, length = np.array(sources, dtype=np.int64).reshape(-1, 3).T
     rows = span_rows(row + np.where(is_own, 0, own), length)
     in_place = len(rows) == borrowed and bool((rows == np.arange(own, own + borrowed)).all())
+    own_stop = int(rows[rows < own].max(initial=-1)) + 1
     index = index_tensor(rows, device)
-    return Gather(index, in_place, own, borrowed, RowSums(index, own + borrowed))
+    return Gather(index, in_place, own, own_stop, RowSums(index, own + borrowed))

@@ -26,6 +26,8 @@ class Exchange:
     """What the receive buffer holds, in order."""
     returns: RowSums
     """Where the gradients that come home belong: sent row by sent row, onto slot rows."""
+    returns_stop: int
+    """Slot rows from here on are not sent."""
     silent: bool
     """No slot of the group needs anything: nobody posts a collective."""
 
@@ -52,7 +54,8 @@ def compile_exchange(plan: Plan, slot: int, window: int | None, device: torch.de
     rows = span_rows(np.array(starts, dtype=np.int64), np.array(lengths, dtype=np.int64))
     order = index_tensor(rows, device)
     returns = RowSums(order, plan.tokens(slot))
-    return Exchange(order, send_rows, receive_rows, fetched, returns, not plan.cut_documents)
+    stop = int(rows.max(initial=-1)) + 1
+    return Exchange(order, send_rows, receive_rows, fetched, returns, stop, not plan.cut_documents)
 
 
 def fetch_keys(k_SGH: Tensor, v_SGH: Tensor, exchange: Exchange, axis: Axis) -> Pending:

@@ -56,7 +56,7 @@ def test_what_is_measured_is_consistent(rows):
 
 
 def test_drawn_packs_hold_their_documents_in_another_order_each():
-    packs = DrawnPacks(LENGTHS, num_packs=3, num_parts=2, vocab_size=50)
+    packs = DrawnPacks([LENGTHS] * 3, num_parts=2, vocab_size=50)
     parts = [packs[item] for item in range(6)]
     assert len({packs.pack(index) for index in range(3)}) == 3
     for index in range(3):
@@ -80,10 +80,25 @@ def test_model_flops_are_what_torch_counts(tokens):
     assert counted.get_total_flops() == shape.train_flops([tokens]) + masked
 
 
-@given(limit=st.integers(10, 5_000), stop=st.integers(10, 5_000), precision=st.floats(0.01, 0.9))
-def test_the_longest_is_found_within_the_precision(limit, stop, precision):
+@given(
+    limit=st.integers(10, 5_000),
+    stop=st.integers(10, 5_000),
+    precision=st.floats(0.01, 0.9),
+    share=st.sampled_from(
+        [
+            lambda tokens, limit: math.nan,
+            lambda tokens, limit: 0.3 + 0.7 * tokens / limit,
+            lambda tokens, limit: 0.3 + 0.5 * (tokens / limit) ** 2,
+            lambda tokens, limit: 0.9,
+        ]
+    ),
+)
+def test_the_longest_is_found_within_the_precision(limit, stop, precision, share):
+    """Whatever is known of memory: nothing, a line, a curve that ends before, or a constant."""
     tried = []
-    found = find_longest(lambda tokens: tried.append(tokens) or tokens <= limit, 10, stop, precision)
+    found = find_longest(
+        lambda tokens: tried.append(tokens) or (share(tokens, limit) if tokens <= limit else None), 10, stop, precision
+    )
     assert found in tried
     assert found <= min(limit, stop)
     assert min(limit, stop) - found <= max(1, precision * found)
@@ -91,8 +106,14 @@ def test_the_longest_is_found_within_the_precision(limit, stop, precision):
     assert max(tried) <= stop
 
 
+def test_two_lengths_on_a_line_tell_where_memory_ends():
+    tried = []
+    find_longest(lambda n: tried.append(n) or (0.25 + n / 400_000 if n <= 300_000 else None), 16_384, 10**7, 0.02)
+    assert len(tried) == 4
+
+
 def test_nothing_is_found_where_the_first_does_not_fit():
-    assert find_longest(lambda tokens: False, 10, 100, 0.1) is None
+    assert find_longest(lambda tokens: None, 10, 100, 0.1) is None
 
 
 def test_ways_are_held_against_data_parallelism(recipe, tmp_path):

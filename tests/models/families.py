@@ -104,7 +104,7 @@ FAMILIES = (
         {"attention_multiplier": 0.2, "logits_scaling": 2.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0},
     ),
     Family("SmolLM3", "smollm3", "layers without RoPE", {"num_hidden_layers": 4}),
-    Family("DeepSeek-V3", "deepseek_v3", "latent attention: value heads of another size, experts", _LATENT, "dense"),
+    Family("DeepSeek-V3", "deepseek_v3", "latent attention: value heads of another size, experts", _LATENT),
     Family(
         "Cohere 2",
         "cohere2",
@@ -122,7 +122,6 @@ UNTUNED = (
         "mimo_v2_flash",
         "sinks, windows, value heads of another size, experts",
         {**_SLIDING, **_EXPERTS, "n_routed_experts": 4, "head_dim": 24, "v_head_dim": 12},
-        "dense",
     ),
     Family(
         "OPT",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hsap_hf.attention.segments import Segments
 
@@ -56,6 +57,7 @@ class Kernel(ABC):
     """Varlen attention with its log-sum-exp: out [T, N, Hv], lse [N, T] (at least float32).
 
     A partial result is differentiated directly: with the merged out and lse, `backward` gives this part's exact share.
+    Heads of a width that `_forward` and `_backward` do not take are filled up with zeros, which changes no score.
     """
 
     name: ClassVar[str]
@@ -67,6 +69,8 @@ class Kernel(ABC):
     has_softcap: ClassVar[bool] = False
     has_value_dim: ClassVar[bool] = False
     """Value heads may be of another width than query heads."""
+    width_multiple: ClassVar[int] = 1
+    """What divides the widths of heads that it takes."""
     package: ClassVar[str | None] = None
     """The module that must be importable; None: torch brings the kernel."""
     install: ClassVar[str] = ""
@@ -81,21 +85,59 @@ class Kernel(ABC):
             return f"it computes in {' or '.join(sorted(self.dtypes))}, not in {dtype}"
         if scores.softcap is not None and not self.has_softcap:
             return "it has no softcap"
-        if head_dim != value_dim and not self.has_value_dim:
-            return f"its value heads must be as wide as its query heads ({value_dim} and {head_dim})"
-        if self.max_head_dim is not None and head_dim > self.max_head_dim:
-            return f"its heads are at most {self.max_head_dim} wide, not {head_dim}"
+        widest = max(self.widths(head_dim, value_dim))
+        if self.max_head_dim is not None and widest > self.max_head_dim:
+            return f"its heads are at most {self.max_head_dim} wide, not {widest}"
         return None
 
-    @abstractmethod
+    def widths(self, head_dim: int, value_dim: int) -> tuple[int, int]:
+        """Widths of query and value heads as it computes them."""
+        head_dim, value_dim = (-(-dim // self.width_multiple) * self.width_multiple for dim in (head_dim, value_dim))
+        return (head_dim, value_dim) if self.has_value_dim else (max(head_dim, value_dim),) * 2
+
     def forward(self, problem: Problem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(out, lse); out is `into` where one is given."""
+        wide = self._filled_up(problem)
+        if wide is problem:
+            return self._forward(problem, into)
+        out, lse = self._forward(wide, None)
+        return placed(out[..., : problem.v.shape[-1]].contiguous(), into), lse
 
-    @abstractmethod
     def backward(
         self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into = NOWHERE
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(grad_q, grad_k, grad_v); each of them is that of `into` where one is given."""
+        wide = self._filled_up(problem)
+        if wide is problem:
+            return self._backward(problem, grad_out, out, lse, into)
+        grad_out, out = (_wider(x, wide.v.shape[-1]) for x in (grad_out, out))
+        grads = self._backward(wide, grad_out, out, lse, NOWHERE)
+        inputs = zip(grads, (problem.q, problem.k, problem.v), into, strict=True)
+        grad_q, grad_k, grad_v = (placed(grad[..., : x.shape[-1]].contiguous(), place) for grad, x, place in inputs)
+        return grad_q, grad_k, grad_v
+
+    def _filled_up(self, problem: Problem) -> Problem:
+        """The same where widths are right already."""
+        given = problem.q.shape[-1], problem.v.shape[-1]
+        head_dim, value_dim = self.widths(*given)
+        if (head_dim, value_dim) == given:
+            return problem
+        q, k = _wider(problem.q, head_dim), _wider(problem.k, head_dim)
+        return replace(problem, q=q, k=k, v=_wider(problem.v, value_dim))
+
+    @abstractmethod
+    def _forward(self, problem: Problem, into: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`forward` of heads of the right widths."""
+
+    @abstractmethod
+    def _backward(
+        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`backward` of heads of the right widths."""
+
+
+def _wider(x: Tensor, width: int) -> Tensor:
+    return pad(x, (0, width - x.shape[-1]))
 
 
 HALF = frozenset({"bfloat16", "float16"})

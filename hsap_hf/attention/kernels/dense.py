@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import NOWHERE, Into, Kernel, Problem, Scores, grads_of
+from hsap_hf.attention.kernels.base import Into, Kernel, Problem, Scores, grads_of
 from hsap_hf.attention.kernels.sdpa import slices, visible_keys
 
 
@@ -16,7 +16,7 @@ class DenseKernel(Kernel):
     has_softcap = True
     has_value_dim = True
 
-    def forward(self, problem: Problem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _forward(self, problem: Problem, into: Tensor | None) -> tuple[Tensor, Tensor]:
         q, k, v = problem.q, problem.k, problem.v
         wide = torch.promote_types(q.dtype, torch.float32)
         out = q.new_empty((*q.shape[:2], v.shape[-1])) if into is None else into
@@ -29,8 +29,8 @@ class DenseKernel(Kernel):
             lse[:, queries] = part_lse.flatten(0, 1)
         return out, lse
 
-    def backward(
-        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into = NOWHERE
+    def _backward(
+        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into
     ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = problem.q, problem.k, problem.v
         wide = torch.promote_types(q.dtype, torch.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import HALF, NOWHERE, Into, Kernel, Problem, grads_of, placed, window_sizes
+from hsap_hf.attention.kernels.base import HALF, Into, Kernel, Problem, grads_of, placed, window_sizes
 
 
 class FlashAttn2Kernel(Kernel):
@@ -14,11 +14,12 @@ class FlashAttn2Kernel(Kernel):
     device_type = "cuda"
     dtypes = HALF
     max_head_dim = 256
+    width_multiple = 8
     has_softcap = True
     package = "flash_attn_2_cuda"
     install = "pip install 'hsap-hf[gpu]'"
 
-    def forward(self, problem: Problem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _forward(self, problem: Problem, into: Tensor | None) -> tuple[Tensor, Tensor]:
         from flash_attn.flash_attn_interface import _flash_attn_varlen_forward
 
         out, lse, *_ = _flash_attn_varlen_forward(
@@ -36,8 +37,8 @@ class FlashAttn2Kernel(Kernel):
         )
         return placed(out, into), lse
 
-    def backward(
-        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into = NOWHERE
+    def _backward(
+        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into
     ) -> tuple[Tensor, Tensor, Tensor]:
         from flash_attn.flash_attn_interface import _flash_attn_varlen_backward
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import HALF, NOWHERE, Into, Kernel, Problem, window_sizes
+from hsap_hf.attention.kernels.base import HALF, Into, Kernel, Problem, window_sizes
 
 
 class FlashAttn4Kernel(Kernel):
@@ -14,11 +14,13 @@ class FlashAttn4Kernel(Kernel):
     device_type = "cuda"
     dtypes = HALF
     max_head_dim = 256
+    width_multiple = 8
     has_softcap = True
+    has_value_dim = True
     package = "flash_attn.cute"
     install = "pip install --pre flash-attn-4"
 
-    def forward(self, problem: Problem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _forward(self, problem: Problem, into: Tensor | None) -> tuple[Tensor, Tensor]:
         from flash_attn.cute.interface import _flash_attn_fwd
 
         out, lse, *_ = _flash_attn_fwd(
@@ -26,8 +28,8 @@ class FlashAttn4Kernel(Kernel):
         )
         return out, lse
 
-    def backward(
-        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into = NOWHERE
+    def _backward(
+        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into
     ) -> tuple[Tensor, Tensor, Tensor]:
         from flash_attn.cute.interface import _flash_attn_bwd
 

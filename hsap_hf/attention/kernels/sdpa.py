@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import NOWHERE, Into, Kernel, Problem, Scores, grads_of
+from hsap_hf.attention.kernels.base import Into, Kernel, Problem, Scores, grads_of
 from hsap_hf.attention.segments import Segments
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -20,7 +20,7 @@ class SdpaKernel(Kernel):
     name = "sdpa"
     device_type = "cpu"
 
-    def forward(self, problem: Problem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _forward(self, problem: Problem, into: Tensor | None) -> tuple[Tensor, Tensor]:
         q, k, v = problem.q, problem.k, problem.v
         out = torch.empty_like(q) if into is None else into
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -37,8 +37,8 @@ class SdpaKernel(Kernel):
             lse[:, queries] = part_lse[0]
         return out, lse
 
-    def backward(
-        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into = NOWHERE
+    def _backward(
+        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into
     ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = problem.q, problem.k, problem.v
         grad_q, grad_k, grad_v = grads_of(problem, into)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import HALF, NOWHERE, Into, Kernel, Problem, placed, window_sizes
+from hsap_hf.attention.kernels.base import HALF, Into, Kernel, Problem, placed, window_sizes
 
 
 class TorchFlashKernel(Kernel):
@@ -15,8 +15,9 @@ class TorchFlashKernel(Kernel):
     device_type = "cuda"
     dtypes = HALF
     max_head_dim = 256
+    width_multiple = 8
 
-    def forward(self, problem: Problem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _forward(self, problem: Problem, into: Tensor | None) -> tuple[Tensor, Tensor]:
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             problem.q,
             problem.k,
@@ -34,8 +35,8 @@ class TorchFlashKernel(Kernel):
         )
         return placed(out, into), lse
 
-    def backward(
-        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into = NOWHERE
+    def _backward(
+        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into
     ) -> tuple[Tensor, Tensor, Tensor]:
         no_dropout = torch.empty(0, dtype=torch.uint64, device=problem.q.device)
         grads = torch.ops.aten._flash_attention_backward(

@@ -16,18 +16,22 @@ from hsap_hf.data.packing import Span, deal_parts
 class DrawnPacks(Dataset[dict[str, Any]]):
     """Item i is part `i mod num_parts` of pack `i div num_parts`, as in PackedDataset.
 
-    All packs have the same lengths, every one in an order of its own, so that plans of different lengths serve once.
+    Every pack has its documents in an order of its own, so that a plan serves once.
     """
 
-    def __init__(self, lengths: Sequence[int], num_packs: int, num_parts: int, vocab_size: int) -> None:
-        self.lengths, self.num_packs, self.num_parts, self.vocab_size = lengths, num_packs, num_parts, vocab_size
+    def __init__(self, packs: Sequence[Sequence[int]], num_parts: int, vocab_size: int) -> None:
+        self.packs, self.num_parts, self.vocab_size = packs, num_parts, vocab_size
+
+    @property
+    def num_packs(self) -> int:
+        return len(self.packs)
 
     def __len__(self) -> int:
         return self.num_packs * self.num_parts
 
     def pack(self, index: int) -> tuple[Span, ...]:
         """The pack's documents, whole."""
-        spans = [Span(doc, 0, length) for doc, length in enumerate(self.lengths)]
+        spans = [Span(doc, 0, length) for doc, length in enumerate(self.packs[index])]
         random.Random(f"drawn {index}").shuffle(spans)  # noqa: S311  (repeatable order, not cryptography)
         return tuple(spans)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -10,6 +11,8 @@ import typer
 
 from hsap_hf.cli.bench.train import TOO_LARGE_NOTE, AsJson, ModelOption, RecipeAndOverrides, Run, read_run
 from hsap_hf.errors import ConfigError, HsapError
+
+_WARMUP_TOKENS = 4096
 
 
 def longest(
@@ -25,8 +28,8 @@ def longest(
 ) -> None:
     """The longest single document that trains with this recipe, on so many ranks: Trainer steps until memory ends.
 
-    Every length is tried in ranks of its own, so that one that does not fit spoils nothing. On CPUs memory has no
-    sharp end: there, set hsap.max_tokens_per_rank.
+    Every length is tried in ranks of its own, so that one that does not fit spoils nothing; two that fit tell where
+    memory will end. On CPUs memory has no sharp end: there, set hsap.max_tokens_per_rank.
     """
     if not 0 < precision < 1 or stop < start:
         raise ConfigError(f"--precision {precision}: needs more than 0, less than 1; --stop {stop}: at least --start.")
@@ -34,7 +37,7 @@ def longest(
     for ranks in nproc or [1, 2]:
         run = read_run(arguments, model, ranks, slow_link=False)
         tried: dict[int, dict[str, Any]] = {}
-        tokens = find_longest(lambda length: _fits(run, length, tried), start, stop, precision)  # noqa: B023
+        tokens = find_longest(lambda length: _share(run, length, tried), start, stop, precision)  # noqa: B023
         if tokens is None:
             raise ConfigError(f"{ranks} ranks: a document of {start:,} tokens does not fit. Give a smaller --start.")
         rows.append({"ranks": ranks, "tokens": tokens, "tried": sorted(tried), **_kept(tried[tokens])})
@@ -43,27 +46,54 @@ def longest(
     typer.echo(json.dumps(rows)) if as_json else _table(rows)
 
 
-def find_longest(fits: Callable[[int], bool], start: int, stop: int, precision: float) -> int | None:
-    """A length up to `stop` that fits, within `precision` of one that does not; None where `start` does not fit."""
-    if not fits(start):
-        return None
-    good, bad = start, stop + 1
-    while bad - good > max(1, precision * good):
-        length = min(2 * good, stop) if bad > stop else (good + bad) // 2
-        if fits(length):
-            good = length
-        else:
+def find_longest(use: Callable[[int], float | None], start: int, stop: int, precision: float) -> int | None:
+    """A length up to `stop` that fits, within `precision` of one that does not; None where `start` does not fit.
+
+    use: the share of the memory that a length takes, None where it does not fit. It grows along a line, so two lengths
+    tell where to look; NaN where it is not known, and then lengths are doubled and halved.
+    """
+    shares: dict[int, float] = {}
+    good, bad = 0, stop + 1
+    length = start
+    while True:
+        share = use(length)
+        if share is None:
             bad = length
-    return good
+            if bad == start:
+                return None
+        else:
+            good, shares[length] = length, share
+        if bad - good <= max(1, precision * good):
+            return good
+        length = _next_length(shares, good, bad, stop, precision)
 
 
-def _fits(run: Run, length: int, tried: dict[int, dict[str, Any]]) -> bool:
-    row = tried[length] = run.measure(
-        (run.ranks, 1), [length], steps=1, warmup=1
-    )  # the optimizer's state is there from the second on
+def _next_length(shares: dict[int, float], good: int, bad: int, stop: int, precision: float) -> int:
+    """Twice the last, then the middle; where shares lie on a line, a little below and then above the end of memory."""
+    halving = min(2 * good, stop) if bad > stop else (good + bad) // 2
+    (one, share), (other, more) = ([(0, math.nan), *sorted(shares.items())])[-2:]
+    limit = one + (1 - share) * (other - one) / (more - share) if more > share else math.nan
+    for guess in (limit * (1 - 0.4 * precision), limit * (1 + 0.4 * precision)):
+        if guess > good * (1 + 0.1 * precision) and good < int(guess) < bad:
+            return int(guess)
+    return halving
+
+
+def _share(run: Run, length: int, tried: dict[int, dict[str, Any]]) -> float | None:
+    """Train a step of one document of so many tokens, after one of a short one that makes the optimizer's state."""
+    warmup = {"warmup": 1, "warmup_lengths": [min(length, _WARMUP_TOKENS)]}
+    row = tried[length] = run.measure((run.ranks, 1), [length], steps=1, profile=False, **warmup)
     if row["note"] not in (None, TOO_LARGE_NOTE):
         raise HsapError(f"{run.ranks} ranks, {length:,} tokens: {row['note']}.")
-    return row["note"] is None
+    figures = row["note"] or f"{row['step_ms']:,.1f} ms a step" + _said_memory(row)
+    typer.echo(f"{run.ranks} ranks, {length:,} tokens: {figures}", err=True)
+    if row["note"] is not None:
+        return None
+    return math.nan if row["peak_gib"] is None else row["peak_gib"] / row["room_gib"]
+
+
+def _said_memory(row: dict[str, Any]) -> str:
+    return "" if row["peak_gib"] is None else f", {row['peak_gib']:.1f} of {row['room_gib']:.1f} GiB"
 
 
 def _kept(row: dict[str, Any]) -> dict[str, Any]:

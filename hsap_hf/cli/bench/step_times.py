@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -84,19 +85,19 @@ def watch(mesh: HsapMesh, waits: Waits) -> HsapMesh:
 class StepClock(TrainerCallback):
     """Milliseconds of every step, from the end of the one before, and those in which nothing but messages moved.
 
-    On CUDA the latter come from a profile of the last step, whose own time then does not count.
+    On CUDA the latter come from a profile of one step, whose own time then does not count; NaN where none is profiled.
     """
 
     waits: Waits
     cuda: bool
-    last_step: int
+    profiled_step: int | None
     step_ms: list[float] = field(default_factory=list)
     exposed_ms: list[float] = field(default_factory=list)
     _profile: Any = None
     _ended: float = field(default_factory=time.perf_counter)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.cuda and state.global_step + 1 == self.last_step:
+        if self.cuda and state.global_step + 1 == self.profiled_step:
             self._profile = profile(activities=[ProfilerActivity.CUDA])
             self._profile.__enter__()
 
@@ -110,5 +111,5 @@ class StepClock(TrainerCallback):
             return
         now = time.perf_counter()
         self.step_ms.append((now - self._ended) * 1e3)
-        self.exposed_ms.append(self.waits.take_ms())
+        self.exposed_ms.append(math.nan if self.cuda else self.waits.take_ms())
         self._ended = now

@@ -58,11 +58,18 @@ class Asked:
     """Steps that count."""
     warmup: int
     """Steps before them: the optimizer allocates its state, allocators and kernels settle."""
+    warmup_lengths: list[int] | None = None
+    """Documents of every pack of those steps, where they are others."""
+    profile: bool = True
+    """On CUDA one more step at the end, whose profile says how long the exchange was exposed."""
+
+    @property
+    def profiled_steps(self) -> int:
+        return int(self.profile and torch.cuda.is_available())
 
     @property
     def all_steps(self) -> int:
-        """On CUDA one more, which is profiled."""
-        return self.warmup + self.steps + torch.cuda.is_available()
+        return self.warmup + self.steps + self.profiled_steps
 
     def recipe(self) -> Recipe:
         """The recipe to train, with nothing on top of the steps."""
@@ -86,9 +93,10 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     times, losses = _train(model, plugin, mesh, arguments, dataset, asked)
-    peak_gib = torch.cuda.max_memory_allocated() / 2**30 if cuda else math.nan
-    own = torch.tensor([*times.values(), peak_gib], dtype=torch.float64)
-    *slowest, peak_gib = mesh.world_host.all_gather(own, "gather measurements").amax(0).tolist()
+    peak_gib, room_gib = _memory_gib() if cuda else (math.nan, math.nan)
+    own = torch.tensor([*times.values(), peak_gib, -room_gib], dtype=torch.float64)
+    *slowest, peak_gib, taken = mesh.world_host.all_gather(own, "gather measurements").amax(0).tolist()
+    room_gib = -taken
     times = dict(zip(times, slowest, strict=True))
     dtype = compute_dtype(model, arguments)
     return {
@@ -98,9 +106,16 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "weights": base.num_parameters(),
         **times,
         "peak_gib": peak_gib if cuda else None,
+        "room_gib": room_gib if cuda else None,
         "losses": losses,
         **_speeds(timed, times["step_ms"] / 1e3, base, dtype, arguments.world_size),
     }
+
+
+def _memory_gib() -> tuple[float, float]:
+    """The most that was allocated at once, and what could have been: others use the device's memory too."""
+    free, _ = torch.cuda.mem_get_info()
+    return torch.cuda.max_memory_allocated() / 2**30, (free + torch.cuda.memory_reserved()) / 2**30
 
 
 def _train(
@@ -113,7 +128,7 @@ def _train(
 ) -> tuple[dict[str, float], list[float]]:
     """Times of this rank in milliseconds, by their keys of the answer; and the losses of all steps."""
     waits = Waits()
-    clock = StepClock(waits, arguments.device.type == "cuda", arguments.max_steps)
+    clock = StepClock(waits, arguments.device.type == "cuda", arguments.max_steps if asked.profiled_steps else None)
     with HsapHandle(model, plugin, watch(mesh, waits)) as handle:
         trainer = Trainer(model, arguments, train_dataset=dataset, data_collator=HsapDataCollator(), callbacks=[clock])
         trainer.remove_callback(PrinterCallback)
@@ -132,8 +147,12 @@ def _packs(asked: Asked, recipe: Recipe, arguments: TrainingArguments, vocab_siz
     """The same packs, in parts for every rank, whatever the split."""
     ranks = arguments.world_size
     if asked.lengths is not None:
-        packs = arguments.gradient_accumulation_steps * arguments.max_steps
-        return DrawnPacks(asked.lengths, packs, ranks, vocab_size)
+        steps = [asked.warmup_lengths or asked.lengths] * asked.warmup + [asked.lengths] * (
+            asked.steps + asked.profiled_steps
+        )
+        return DrawnPacks(
+            [step for step in steps for _ in range(arguments.gradient_accumulation_steps)], ranks, vocab_size
+        )
     documents = load_corpus(recipe, arguments).documents
     return PackedDataset(documents, pack_tokens=recipe.packing.pack_tokens, group_size=ranks, seed=recipe.packing.seed)
 

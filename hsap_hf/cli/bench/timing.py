@@ -12,7 +12,6 @@ import torch
 
 _WARMUP = 2
 _AHEAD_SECONDS = 0.01
-"""How long the device waits before the first repetition, so that the host runs ahead of it, as it does in a model."""
 _LEAST_MS = 200.0
 """Short calls are repeated until they take as long: a device's speed settles only under load."""
 
@@ -54,7 +53,7 @@ def time_call(
             found.append(_clocked(run))
         return Times(statistics.median(found), statistics.median(found))
     repeats = max(repeats, int(_LEAST_MS / most))
-    torch.cuda._sleep(int(_AHEAD_SECONDS * 1.5e9))  # in clock cycles
+    host_ahead()
     marks, host = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)], []
     marks[0].record()
     for mark in marks[1:]:
@@ -63,6 +62,11 @@ def time_call(
     torch.cuda.synchronize()
     device_ms = [before.elapsed_time(after) for before, after in pairwise(marks)]
     return Times(statistics.median(device_ms), statistics.median(host))
+
+
+def host_ahead() -> None:
+    """Let the device wait a moment, so that the host runs ahead of it, as it does in a model."""
+    torch.cuda._sleep(int(_AHEAD_SECONDS * 1.5e9))  # in clock cycles
 
 
 def _clocked(run: Callable[[], object]) -> float:

@@ -1,4 +1,4 @@
-"""A profiler's trace of one forward and backward: how much is launched, and what ran beside the exchange."""
+"""A profiler's trace of forwards and backwards: how much is launched, and what ran beside the exchange."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from hsap_hf.cli.bench.timing import host_ahead
+
+_CALLS = 6
 Span = tuple[float, float]
 """Start and end of a kernel."""
 _MESSAGES = "nccl"
@@ -19,21 +22,25 @@ EXCHANGE = "SendRecv"
 
 
 def trace(run: Callable[[], object], path: Path) -> dict[str, Any]:
-    """Write what the profiler sees of `run` into `path` (for ui.perfetto.dev), and count its kernels on the device.
+    """Write what the profiler sees of `run`, called again and again, into `path` (for ui.perfetto.dev).
 
-    launches: kernels and copies, those of the exchange left out. exchange_ms: time in which keys travelled. hidden: the
-    share of it in which something else ran. All None where there is no CUDA device.
+    Of one call: launches, kernels and copies on the device, those of the exchange left out; exchange_ms, time in which
+    keys travelled. hidden: the share of it in which something else ran. All None where there is no CUDA device.
     """
     cuda = torch.cuda.is_available()
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as found:
-        run()
+        if cuda:
+            host_ahead()
+        for _ in range(_CALLS):
+            run()
         if cuda:
             torch.cuda.synchronize()
     path.parent.mkdir(parents=True, exist_ok=True)
     found.export_chrome_trace(str(path))
     if not cuda:
         return {"launches": None, "exchange_ms": None, "hidden": None}
-    return summary(*device_spans(found, _MESSAGES))
+    totals = summary(*device_spans(found, _MESSAGES))
+    return totals | {"launches": totals["launches"] // _CALLS, "exchange_ms": totals["exchange_ms"] / _CALLS}
 
 
 def device_spans(found: profile, words: str) -> tuple[list[Span], list[Span]]:

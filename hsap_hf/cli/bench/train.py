@@ -108,15 +108,19 @@ class Run:
     heads: int | None
     """Query heads, where the recipe tells them."""
 
-    def measure(self, split: tuple[int, int], lengths: list[int] | None, steps: int, warmup: int = 2) -> dict[str, Any]:
-        """A row: what the ranks of one launch measured, or a note that says why they did not."""
+    def measure(self, split: tuple[int, int], lengths: list[int] | None, steps: int, **more: Any) -> dict[str, Any]:
+        """A row: what the ranks of one launch measured, or a note that says why they did not.
+
+        more: other fields of `steps.Asked`.
+        """
         request = {
             "recipe_file": str(self.recipe_file),
             "overrides": self.overrides,
             "split": split,
             "lengths": lengths,
             "steps": steps,
-            "warmup": warmup,
+            "warmup": 2,
+            **more,
         }
         code, found = ask(STEPS_PROGRAM, request, self.ranks, self.environment)
         if code == 2:
