@@ -16,6 +16,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from hsap_hf.comm.axis import Axis, ProcessAxis
 from hsap_hf.config import HsapPlugin
 
+_MULTIPROCESSORS = 8
+"""Of a GPU, for the exchange. On two H100s NCCL would take 17 of 132, and moves no more with them (8: 3.65 ms, 4: 6.4
+ms for what takes 3.67)."""
+
 
 @dataclass(frozen=True)
 class HsapMesh:
@@ -83,10 +87,13 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
 
 def _urgent(device_type: str) -> dict[int | str, Any] | None:
     """Keys and their gradients travel beside attention kernels, which leave no room on the device: without priority
-    NCCL's own kernels would only start when those are done."""
+    NCCL's own kernels would only start when those are done. Nor should NCCL take more room than it needs: it holds all
+    of it while it waits for a slower rank."""
     if device_type != "cuda":
         return None
-    return {"context": dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)}
+    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+    options.config.max_ctas = _MULTIPROCESSORS
+    return {"context": options}
 
 
 def let_go() -> None:

@@ -100,6 +100,8 @@ def training_problems(values: Mapping[str, Any]) -> list[str]:
         allowed, why = REFUSED[name]
         problems.append(f"training.{name}: got {current[name]!r}, HSAP needs {' or '.join(map(repr, allowed))}: {why}")
     others = {name: value for name, value in current.items() if name not in refused}
+    if isinstance(others.get("fsdp"), bool):  # annotated as a text, documented as a bool
+        del others["fsdp"]
     for problem in field_problems(TrainingArguments, others, "training"):
         bare_no = "got False" in problem and "a text" in problem  # YAML reads no and off as false
         problems.append(problem + (' Quote it: "no".' if bare_no else ""))

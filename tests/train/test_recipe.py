@@ -77,6 +77,11 @@ def test_overrides_reach_any_depth(recipe):
     assert recipe("training.learning_rate=1e-5").training["learning_rate"] == 1e-5
 
 
+def test_fsdp_is_a_switch_as_transformers_documents_it(recipe):
+    assert recipe("training.fsdp=true").training["fsdp"] is True
+    assert recipe("training.fsdp=full_shard").training["fsdp"] == "full_shard"
+
+
 def test_trainer_reads_packs_through_our_collator(recipe):
     arguments = build_training_arguments(recipe())
     config = AutoConfig.for_model(
@@ -124,6 +129,7 @@ BAD = [
         "packing.pack_tokens is 256, but hsap.max_tokens_per_rank allows 100 on each of 2 ranks, 200 in all",
     ),
     ({}, ["training.max_step=5"], "training: unknown key 'max_step'; did you mean 'max_steps'?"),
+    ({}, ["training.fsdp=3"], "training.fsdp: got 3, needs a text or null."),
     ({}, ["training.max_steps=1.5"], "training.max_steps: got 1.5, needs a whole number."),
     (
         {},
