@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import accelerate_runs
+import gpu_figures
 import pytest
 
 _TOP = """<!-- Written by `pytest tests/compatibility --write-docs`; do not edit. -->
 # Compatibility
 
 An HSAP run is the data-parallel run: the same batches on the same ranks, with documents shared inside each group. Every
-row below is a test in tests/compatibility, on four CPU ranks over gloo, in float32 where nothing else is said. Where
+row below is a test in tests/compatibility, on four CPU ranks over gloo and in float32 where nothing else is said. Where
 the second column says plain DDP, both ways train, with AdamW (DPO, KTO, GRPO and the bare loops: SGD), and every logged
 loss and gradient norm, evaluation, the learning rate, token counts and the final weights are compared. Listed is the
 largest difference of anything the test compares.
@@ -25,8 +26,9 @@ largest difference of anything the test compares.
 | trl | 1.16 | 1.16 |
 | peft | 0.18 and newer | 0.21 |
 
-FSDP2 is compared through torch's own `fully_shard`, which runs on CPUs; accelerate turns FSDP2 on for GPUs only. That
-way of starting it ran on two H100s, where fifty steps gave the losses of one GPU within bf16
+FSDP2 is compared through torch's own `fully_shard`, which runs on CPUs. Accelerate turns FSDP2 on for GPUs only: that
+way of starting it, with saving and resuming, is compared by test_accelerate_fsdp2.py, which runs where there are two.
+On two H100s fifty steps of a 1B model gave the losses of one GPU within bf16
 ([performance.md](performance.md#a-1b-llama-on-two-gpus)).
 
 ## Exact
@@ -55,6 +57,9 @@ _NOTES = """
   `TrainingArguments.ddp_timeout` counts.
 * **Resuming** is bitwise where DDP's own sums are: DDP orders its buckets anew after the first step of a process
   unless `ddp_find_unused_parameters` is set, and plain DDP then resumes with rounding too (2e-9 here).
+* **Checkpoints under FSDP2** are plain with `fsdp_state_dict_type: FULL_STATE_DICT`, as in
+  recipes/accelerate/fsdp2_8gpu.yaml; with SHARDED_STATE_DICT Trainer saves neither model.safetensors nor config.json.
+  From such full checkpoints accelerate resumes LoRA since 1.15; before, it restored the shards of rank 0 only.
 * **Stock packs that leak.** GPT-OSS and OPT build their stock mask without `position_ids` (transformers 5.23): packed
   documents see each other there, with or without HSAP on one rank. With HSAP on several ranks they do not.
 
@@ -75,7 +80,7 @@ from hsap_hf import HsapPlugin, enable_hsap
 """
 
 
-def page(items: Iterable[pytest.Item], shown: dict[str, list[float | str]]) -> str:
+def page(items: Sequence[pytest.Item], shown: dict[str, list[float | str]]) -> str:
     """The whole file; what was not measured shows `-`."""
     exact, refused = ({}, {})
     for item in items:
@@ -87,7 +92,8 @@ def page(items: Iterable[pytest.Item], shown: dict[str, list[float | str]]) -> s
     words = [f"| {what} | {_words(shown.get(what))} |" for what in refused]
     head = "| feature | compared with | largest difference |\n|---|---|---|\n"
     loop = _IMPORTS + inspect.getsource(accelerate_runs.loop)
-    return _TOP + head + "\n".join(rows) + "\n" + _REFUSED + "\n".join(words) + "\n" + _NOTES + loop + "```\n"
+    exact_table = head + "\n".join(rows) + "\n" + gpu_figures.section(items)
+    return _TOP + exact_table + _REFUSED + "\n".join(words) + "\n" + _NOTES + loop + "```\n"
 
 
 def _figure(found: list[float | str] | None) -> str:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import gpu_figures
 import pytest
+
+ROWS = ("shows", gpu_figures.MARKER, "refuses")
+"""Markers of tests that have a row of the page."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "shows(feature, compared_with): a row of docs/compatibility.md")
+    config.addinivalue_line("markers", f"{gpu_figures.MARKER}(feature, compared_with): a row of its table of GPUs")
     config.addinivalue_line("markers", "refuses(what): a row of its table of refusals")
 
 
@@ -21,7 +26,7 @@ def shown() -> dict[str, list[float | str]]:
 @pytest.fixture
 def show(request: pytest.FixtureRequest, shown: dict[str, list[float | str]]) -> Callable[[float | str], None]:
     """Keep the largest difference that this test found, or the words of a refusal, for its row of the page."""
-    marker = request.node.get_closest_marker("shows") or request.node.get_closest_marker("refuses")
+    marker = next(filter(None, map(request.node.get_closest_marker, ROWS)))
     feature = marker.args[0]
 
     def keep(found: float | str) -> None:
