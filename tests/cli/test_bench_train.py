@@ -84,6 +84,7 @@ def test_model_flops_are_what_torch_counts(tokens):
     limit=st.integers(10, 5_000),
     stop=st.integers(10, 5_000),
     precision=st.floats(0.01, 0.9),
+    slope=st.sampled_from([math.nan, 1e-4, 1e-2]),
     share=st.sampled_from(
         [
             lambda tokens, limit: math.nan,
@@ -93,12 +94,15 @@ def test_model_flops_are_what_torch_counts(tokens):
         ]
     ),
 )
-def test_the_longest_is_found_within_the_precision(limit, stop, precision, share):
+def test_the_longest_is_found_within_the_precision(limit, stop, precision, slope, share):
     """Whatever is known of memory: nothing, a line, a curve that ends before, or a constant."""
     tried = []
-    found = find_longest(
-        lambda tokens: tried.append(tokens) or (share(tokens, limit) if tokens <= limit else None), 10, stop, precision
-    )
+
+    def use(tokens):
+        tried.append(tokens)
+        return share(tokens, limit) if tokens <= limit else None
+
+    found = find_longest(use, 10, stop, precision, slope)
     assert found in tried
     assert found <= min(limit, stop)
     assert min(limit, stop) - found <= max(1, precision * found)
@@ -110,6 +114,14 @@ def test_two_lengths_on_a_line_tell_where_memory_ends():
     tried = []
     find_longest(lambda n: tried.append(n) or (0.25 + n / 400_000 if n <= 300_000 else None), 16_384, 10**7, 0.02)
     assert len(tried) == 4
+
+
+def test_one_length_and_a_known_slope_are_enough():
+    tried = []
+    limit = 611_000
+    use = lambda n: tried.append(n) or (0.25 + 0.75 * n / limit if n <= limit else None)  # noqa: E731
+    assert find_longest(use, 550_000, 10**7, 0.02, slope=0.8 / limit) > 0.98 * limit
+    assert len(tried) <= 4
 
 
 def test_nothing_is_found_where_the_first_does_not_fit():

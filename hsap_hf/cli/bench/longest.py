@@ -13,6 +13,8 @@ from hsap_hf.cli.bench.train import TOO_LARGE_NOTE, AsJson, ModelOption, RecipeA
 from hsap_hf.errors import ConfigError, HsapError
 
 _WARMUP_TOKENS = 4096
+_BY_LINE = 6
+"""Lengths after which a line that did not lead there is given up."""
 
 
 def longest(
@@ -34,49 +36,71 @@ def longest(
     if not 0 < precision < 1 or stop < start:
         raise ConfigError(f"--precision {precision}: needs more than 0, less than 1; --stop {stop}: at least --start.")
     rows: list[dict[str, Any]] = []
+    line = (0, math.nan)
     for ranks in nproc or [1, 2]:
         run = read_run(arguments, model, ranks, slow_link=False)
         tried: dict[int, dict[str, Any]] = {}
-        tokens = find_longest(lambda length: _share(run, length, tried), start, stop, precision)  # noqa: B023
+
+        def search(first: int) -> int | None:
+            return find_longest(lambda length: _share(run, length, tried), first, stop, precision, line[1] / ranks)  # noqa: B023
+
+        near = min(stop, int(line[0] * ranks * (1 - 0.4 * precision)))
+        tokens = (search(near) if near > start else None) or search(start)
         if tokens is None:
             raise ConfigError(f"{ranks} ranks: a document of {start:,} tokens does not fit. Give a smaller --start.")
+        line = tokens // ranks, ranks * _slope({length: _share_of(row) for length, row in tried.items()})
         rows.append({"ranks": ranks, "tokens": tokens, "tried": sorted(tried), **_kept(tried[tokens])})
     for row in rows:
         row["of_first"] = row["tokens"] / rows[0]["tokens"]
     typer.echo(json.dumps(rows)) if as_json else _table(rows)
 
 
-def find_longest(use: Callable[[int], float | None], start: int, stop: int, precision: float) -> int | None:
+def find_longest(
+    use: Callable[[int], float | None], start: int, stop: int, precision: float, slope: float = math.nan
+) -> int | None:
     """A length up to `stop` that fits, within `precision` of one that does not; None where `start` does not fit.
 
     use: the share of the memory that a length takes, None where it does not fit. It grows along a line, so two lengths
-    tell where to look; NaN where it is not known, and then lengths are doubled and halved.
+    tell where to look, or one and a `slope` known from elsewhere; NaN where it is not known, and then lengths are
+    doubled and halved.
     """
-    shares: dict[int, float] = {}
-    good, bad = 0, stop + 1
-    length = start
+    shares: dict[int, float | None] = {}
+    length, good, bad = start, 0, stop + 1
     while True:
-        share = use(length)
+        share = shares[length] = use(length)
         if share is None:
             bad = length
             if bad == start:
                 return None
         else:
-            good, shares[length] = length, share
+            good = length
         if bad - good <= max(1, precision * good):
             return good
-        length = _next_length(shares, good, bad, stop, precision)
+        length = _next_length(shares, slope, good, bad, stop, precision)
 
 
-def _next_length(shares: dict[int, float], good: int, bad: int, stop: int, precision: float) -> int:
+def _next_length(
+    shares: dict[int, float | None], slope: float, good: int, bad: int, stop: int, precision: float
+) -> int:
     """Twice the last, then the middle; where shares lie on a line, a little below and then above the end of memory."""
     halving = min(2 * good, stop) if bad > stop else (good + bad) // 2
-    (one, share), (other, more) = ([(0, math.nan), *sorted(shares.items())])[-2:]
-    limit = one + (1 - share) * (other - one) / (more - share) if more > share else math.nan
+    if len(shares) > _BY_LINE:
+        return halving
+    own = _slope(shares)
+    limit = good + (1 - (shares[good] or math.nan)) / (slope if math.isnan(own) else own)
     for guess in (limit * (1 - 0.4 * precision), limit * (1 + 0.4 * precision)):
         if guess > good * (1 + 0.1 * precision) and good < int(guess) < bad:
             return int(guess)
     return halving
+
+
+def _slope(shares: dict[int, float | None]) -> float:
+    """Share of the memory a token takes, by the two longest that fit; NaN where that is not known, or not above 0."""
+    known = sorted((length, share) for length, share in shares.items() if share is not None)
+    if len(known) < 2:
+        return math.nan
+    (one, share), (other, more) = known[-2:]
+    return (more - share) / (other - one) if more > share else math.nan
 
 
 def _share(run: Run, length: int, tried: dict[int, dict[str, Any]]) -> float | None:
@@ -87,6 +111,11 @@ def _share(run: Run, length: int, tried: dict[int, dict[str, Any]]) -> float | N
         raise HsapError(f"{run.ranks} ranks, {length:,} tokens: {row['note']}.")
     figures = row["note"] or f"{row['step_ms']:,.1f} ms a step" + _said_memory(row)
     typer.echo(f"{run.ranks} ranks, {length:,} tokens: {figures}", err=True)
+    return _share_of(row)
+
+
+def _share_of(row: dict[str, Any]) -> float | None:
+    """The share of the memory that a row's step took; None where it did not fit, NaN where it is not known."""
     if row["note"] is not None:
         return None
     return math.nan if row["peak_gib"] is None else row["peak_gib"] / row["room_gib"]
