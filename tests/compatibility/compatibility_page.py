@@ -21,7 +21,7 @@ largest difference of anything the test compares.
 | | supported | where it was run |
 |---|---|---|
 | torch | 2.10 and newer | 2.13 (CPU), 2.11 (H100, H200) |
-| transformers | 5.9 and newer | 5.23; the core also with 5.17 in `.ci/run`, and with 5.9 by hand |
+| transformers | 5.9 and newer | 5.24; the core also with 5.17 in `.ci/run`, and with 5.9 by hand |
 | accelerate | 1.12 and newer | 1.15 |
 | trl | 1.16 | 1.16 |
 | peft | 0.18 and newer | 0.21 |
@@ -60,7 +60,7 @@ _NOTES = """
 * **Checkpoints under FSDP2** are plain with `fsdp_state_dict_type: FULL_STATE_DICT`, as in
   recipes/accelerate/fsdp2_8gpu.yaml; with SHARDED_STATE_DICT Trainer saves neither model.safetensors nor config.json.
   From such full checkpoints accelerate resumes LoRA since 1.15; before, it restored the shards of rank 0 only.
-* **Stock packs that leak.** GPT-OSS and OPT build their stock mask without `position_ids` (transformers 5.23): packed
+* **Stock packs that leak.** GPT-OSS and OPT build their stock mask without `position_ids` (transformers 5.24): packed
   documents see each other there, with or without HSAP on one rank. With HSAP on several ranks they do not.
 
 ## A bare Accelerate loop
