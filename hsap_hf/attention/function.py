@@ -17,7 +17,8 @@ from hsap_hf.attention.merge import add_sinks, merge_rows, sink_grads
 from hsap_hf.attention.segments import Gather, Part, SlotTables
 from hsap_hf.comm.axis import Axis, Pending
 from hsap_hf.comm.exchange import fetch_keys, return_key_grads
-from hsap_hf.comm.rows import Pair, split, sum_rows, take_rows
+from hsap_hf.comm.pairs import Pair, split
+from hsap_hf.comm.rows import sum_rows, take_rows
 from hsap_hf.comm.ulysses import HeadShare, gather_heads, scatter_heads, sum_replicas
 
 

@@ -8,8 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-Pair = tuple[Tensor, Tensor]
-"""Keys [S, G, H] and values [S, G, Hv], or their gradients."""
+from hsap_hf.comm.pairs import Pair
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,6 @@ class RowSums:
         starts. Made on the device at the first use, without waiting for it."""
         ascending, sources = torch.sort(self.targets, stable=True)
         return sources, torch.searchsorted(ascending, torch.arange(self.num_targets + 1, device=self.targets.device))
-
-
-def split(joined: Tensor, key_dim: int) -> Pair:
-    """Keys and values that stand side by side: [R, G, H + Hv] -> [R, G, H] and [R, G, Hv], views."""
-    return joined[..., :key_dim], joined[..., key_dim:]
 
 
 def take_rows(own: Pair, more: Pair | None, rows: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hsap_hf.comm.rows import Pair
+from hsap_hf.comm.pairs import Pair
 
 
 def take_rows_triton(own: Pair, more: Pair | None, rows: Tensor) -> Tensor:

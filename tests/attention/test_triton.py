@@ -31,7 +31,8 @@ for dtype, allowed in ((torch.float32, 2e-6), (torch.float16, 2e-3)):
 
 ROWS = """
 import torch
-from hsap_hf.comm.rows import RowSums, split, sum_rows, take_rows
+from hsap_hf.comm.pairs import split
+from hsap_hf.comm.rows import RowSums, sum_rows, take_rows
 from hsap_hf.comm.rows_triton import sum_rows_triton, take_rows_triton
 
 torch.manual_seed(0)

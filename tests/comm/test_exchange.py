@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from loopback_mesh import loopback_meshes, outcomes
 
 from hsap_hf.comm.exchange import compile_exchange, fetch_keys, return_key_grads
-from hsap_hf.comm.rows import RowSums, split, sum_rows
+from hsap_hf.comm.pairs import split
+from hsap_hf.comm.rows import RowSums, sum_rows
 from hsap_hf.planner import Piece, Plan, compile_plan, fetches
 
 CPU = torch.device("cpu")
