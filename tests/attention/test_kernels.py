@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hsap_hf.attention import Scores, all_kernels, choose_kernel
 from hsap_hf.attention.kernels import Problem
 from hsap_hf.attention.kernels.dense import DenseKernel
+from hsap_hf.attention.kernels.flash_attn_4 import FlashAttn4Kernel
 from hsap_hf.attention.kernels.sdpa import SdpaKernel
 from hsap_hf.attention.merge import add_sinks, merge_rows
 from hsap_hf.attention.segments import Segments
@@ -133,6 +134,31 @@ def test_a_kernel_that_cannot_do_it_is_refused_with_the_reason(name, dims, softc
         choose_kernel(name, Scores(1.0, softcap=softcap), *dims, dtype, device)
     assert f"kernel {name!r} cannot compute this model's attention. {name}: " in str(caught.value)
     assert why in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("major", "dims", "why"),
+    [
+        (9, (256, 256), None),
+        (9, (192, 128), None),
+        (10, (128, 64), None),
+        (10, (192, 128), None),
+        (10, (192, 192), "on Blackwell its heads are at most 128 wide"),
+        (8, (64, 64), "needs a Hopper or Blackwell GPU"),
+        (12, (64, 64), "needs a Hopper or Blackwell GPU"),
+    ],
+)
+def test_flash_attn_4_says_what_it_cannot_do_on_this_gpu(monkeypatch, major, dims, why):
+    monkeypatch.setattr("hsap_hf.attention.kernels.base._importable", lambda package: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 0))
+    found = FlashAttn4Kernel().missing(Scores(1.0), *dims, "bfloat16", "cuda")
+    assert (found is None) if why is None else (why in found)
+
+
+def test_flash_attn_4_takes_the_heads_of_mla_as_they_are():
+    widths = FlashAttn4Kernel().widths
+    assert [widths(192, 128), widths(64, 96), widths(100, 100)] == [(192, 128), (96, 96), (104, 104)]
 
 
 def test_every_kernel_has_a_name_the_configuration_accepts():

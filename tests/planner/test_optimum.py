@@ -16,11 +16,12 @@ def fetched_by_plan(lengths: list[int], context_size: int) -> int:
 def fewest_fetches(lengths: list[int], context_size: int, most_work: int) -> int:
     """The optimum by exhaustion: every deal of every row with equal tokens and at most `most_work` on a slot."""
     rows = [(doc, row) for doc, length in enumerate(lengths) for row in range(length)]
-    room = -(-len(rows) // context_size)
+    least, most = len(rows) // context_size, -(-len(rows) // context_size)
     best = 10**9
     for slots in product(range(context_size), repeat=len(rows) - 1):
         dealt = (0, *slots)
-        if max(map(dealt.count, range(context_size))) > room:
+        counts = [dealt.count(slot) for slot in range(context_size)]
+        if max(counts) > most or min(counts) < least:
             continue
         last: dict[tuple[int, int], int] = {}
         work = [0] * context_size

@@ -101,7 +101,7 @@ class Kernel(ABC):
         if wide is problem:
             return self._forward(problem, into)
         out, lse = self._forward(wide, None)
-        return placed(out[..., : problem.v.shape[-1]].contiguous(), into), lse
+        return _cut(out, problem.v.shape[-1], into), lse
 
     def backward(
         self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into = NOWHERE
@@ -113,7 +113,7 @@ class Kernel(ABC):
         grad_out, out = (_wider(x, wide.v.shape[-1]) for x in (grad_out, out))
         grads = self._backward(wide, grad_out, out, lse, NOWHERE)
         inputs = zip(grads, (problem.q, problem.k, problem.v), into, strict=True)
-        grad_q, grad_k, grad_v = (placed(grad[..., : x.shape[-1]].contiguous(), place) for grad, x, place in inputs)
+        grad_q, grad_k, grad_v = (_cut(grad, x.shape[-1], place) for grad, x, place in inputs)
         return grad_q, grad_k, grad_v
 
     def _filled_up(self, problem: Problem) -> Problem:
@@ -137,7 +137,13 @@ class Kernel(ABC):
 
 
 def _wider(x: Tensor, width: int) -> Tensor:
-    return pad(x, (0, width - x.shape[-1]))
+    """Heads filled up with zeros."""
+    return x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1]))
+
+
+def _cut(x: Tensor, width: int, into: Tensor | None) -> Tensor:
+    """The adjoint, into a tensor of its own or the one given."""
+    return x[..., :width].contiguous() if into is None else into.copy_(x[..., :width])
 
 
 HALF = frozenset({"bfloat16", "float16"})

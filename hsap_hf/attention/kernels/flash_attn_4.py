@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import HALF, Into, Kernel, Problem, window_sizes
+from hsap_hf.attention.kernels.base import HALF, Into, Kernel, Problem, Scores, window_sizes
+
+_MLA = 192, 128
+_HOPPER, _BLACKWELL = 9, (10, 11)
+"""Compute capabilities."""
 
 
 class FlashAttn4Kernel(Kernel):
@@ -16,9 +21,24 @@ class FlashAttn4Kernel(Kernel):
     max_head_dim = 256
     width_multiple = 8
     has_softcap = True
-    has_value_dim = True
     package = "flash_attn.cute"
     install = "pip install --pre flash-attn-4"
+
+    def widths(self, head_dim: int, value_dim: int) -> tuple[int, int]:
+        """MLA's heads as they are; others of two widths are filled up to one."""
+        return (head_dim, value_dim) if (head_dim, value_dim) == _MLA else super().widths(head_dim, value_dim)
+
+    def missing(self, scores: Scores, head_dim: int, value_dim: int, dtype: str, device_type: str) -> str | None:
+        reason = super().missing(scores, head_dim, value_dim, dtype, device_type)
+        if reason is not None or not torch.cuda.is_available():
+            return reason
+        major, _ = torch.cuda.get_device_capability()
+        widths = self.widths(head_dim, value_dim)
+        if major not in (_HOPPER, *_BLACKWELL):
+            return "its backward needs a Hopper or Blackwell GPU"
+        if major in _BLACKWELL and max(widths) > 128 and widths != _MLA:
+            return f"on Blackwell its heads are at most 128 wide, or those of MLA, not {widths}"
+        return None
 
     def _forward(self, problem: Problem, into: Tensor | None) -> tuple[Tensor, Tensor]:
         from flash_attn.cute.interface import _flash_attn_fwd

@@ -10,8 +10,8 @@ from torch import Tensor
 from hsap_hf.attention.kernels.base import Into, Kernel, Problem, Scores, grads_of
 from hsap_hf.attention.segments import Segments
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class SdpaKernel(Kernel):
@@ -26,7 +26,7 @@ class SdpaKernel(Kernel):
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
         lse = q.new_empty((q.shape[1], len(q)), dtype=wide)
         for queries, keys in slices(problem.segments):
-            part, part_lse = _forward(
+            part, part_lse = _flash_forward(
                 *_heads_first(q[queries], k[keys], v[keys]),
                 0.0,
                 problem.causal and not _needs_mask(queries, keys, problem.scores),
@@ -43,7 +43,7 @@ class SdpaKernel(Kernel):
         q, k, v = problem.q, problem.k, problem.v
         grad_q, grad_k, grad_v = grads_of(problem, into)
         for queries, keys in slices(problem.segments):
-            part_q, part_k, part_v = _backward(
+            part_q, part_k, part_v = _flash_backward(
                 grad_out[queries].transpose(0, 1)[None],
                 *_heads_first(q[queries], k[keys], v[keys]),
                 out[queries].transpose(0, 1)[None],

@@ -37,7 +37,7 @@ def attention(
     heads: Annotated[int, typer.Option(help="Query heads.")] = 32,
     kv_heads: Annotated[int, typer.Option(help="Key-value heads.")] = 8,
     head_dim: Annotated[int, typer.Option(help="Width of a head.")] = 128,
-    repeats: Annotated[int, typer.Option(min=3, help="Timed repetitions; the median counts.")] = 10,
+    repeats: Annotated[int, typer.Option(min=3, help="Timed repetitions, in three rounds; medians count.")] = 10,
     nproc: Annotated[
         int | None, typer.Option("--nproc", min=1, help="Measure with real collectives on N ranks: one a GPU, or CPUs.")
     ] = None,

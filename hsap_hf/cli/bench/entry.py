@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsap_hf.cli.bench.common import Bench
+from hsap_hf.cli.bench.measurement import Bench
 from hsap_hf.cli.bench.trace import trace
 from hsap_hf.cli.bench.ways import Received, Way
 
@@ -82,7 +82,6 @@ def _difference(found: Tensor, expected: Tensor, rows: Tensor) -> float:
     """The largest difference on this rank's rows, relative to the largest entry of the whole pack."""
     if not len(rows):
         return 0.0
-    largest = (
-        expected.abs().max().float().clamp_min(torch.finfo(torch.float32).tiny)
-    )  # 0 where documents have one token
+    least = torch.finfo(torch.float32).tiny  # documents of one token have gradients of 0
+    largest = expected.abs().max().float().clamp_min(least)
     return float((found.float() - expected[rows].float()).abs().max() / largest)

@@ -41,11 +41,11 @@ def longest(
         run = read_run(arguments, model, ranks, slow_link=False)
         tried: dict[int, dict[str, Any]] = {}
 
-        def search(first: int) -> int | None:
-            return find_longest(lambda length: _share(run, length, tried), first, stop, precision, line[1] / ranks)  # noqa: B023
+        def search(first: int, last: int) -> int | None:
+            return find_longest(lambda length: _share(run, length, tried), first, last, precision, line[1] / ranks)  # noqa: B023
 
         near = min(stop, int(line[0] * ranks * (1 - 0.4 * precision)))
-        tokens = (search(near) if near > start else None) or search(start)
+        tokens = (search(near, stop) or search(start, near - 1)) if near > start else search(start, stop)
         if tokens is None:
             raise ConfigError(f"{ranks} ranks: a document of {start:,} tokens does not fit. Give a smaller --start.")
         line = tokens // ranks, ranks * _slope({length: _share_of(row) for length, row in tried.items()})

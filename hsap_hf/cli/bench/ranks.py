@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsap_hf.cli.bench.common import ROUNDS, Bench
 from hsap_hf.cli.bench.entry import TRAFFIC, Entry
 from hsap_hf.cli.bench.job import answer
+from hsap_hf.cli.bench.measurement import ROUNDS, Bench
 from hsap_hf.cli.bench.peers import llama3_way, missing_peer, zigzag_way
 from hsap_hf.cli.bench.request import Request
 from hsap_hf.cli.bench.ways import Way, hsap_way
@@ -67,6 +67,7 @@ def _measure_pack(bench: Bench, pack: WholePack, pack_name: str) -> list[dict[st
     out, lse = pack.forward()
     results = (out, *pack.backward(out, lse))
     entries = [Entry.checked(bench, name, split, way(), results) for name, split, way in _ways(bench, pack)]
+    del results
     whole = []
     for _ in range(ROUNDS):
         runs = (pack.forward, lambda: pack.backward(out, lse))

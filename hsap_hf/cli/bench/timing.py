@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 
 _WARMUP = 2
-_AHEAD_SECONDS = 0.01
+_AHEAD_CYCLES = 15_000_000
+"""About 10 ms."""
 _LEAST_MS = 200.0
 """Short calls are repeated until they take as long: a device's speed settles only under load."""
 
@@ -66,7 +67,7 @@ def time_call(
 
 def host_ahead() -> None:
     """Let the device wait a moment, so that the host runs ahead of it, as it does in a model."""
-    torch.cuda._sleep(int(_AHEAD_SECONDS * 1.5e9))  # in clock cycles
+    torch.cuda._sleep(_AHEAD_CYCLES)
 
 
 def _clocked(run: Callable[[], object]) -> float:

@@ -58,11 +58,9 @@ def device_spans(found: profile, words: str) -> tuple[list[Span], list[Span]]:
 
 def summary(exchange: Sequence[Span], others: Sequence[Span]) -> dict[str, Any]:
     """What `trace` returns, from kernels in microseconds."""
-    travelling = joined(exchange)
+    travelling, busy = joined(exchange), joined(others)
     microseconds = sum(stop - start for start, stop in travelling)
-    hidden = sum(
-        max(0.0, min(stop, end) - max(start, begin)) for start, stop in travelling for begin, end in joined(others)
-    )
+    hidden = sum(max(0.0, min(stop, end) - max(start, begin)) for start, stop in travelling for begin, end in busy)
     return {
         "launches": len(others),
         "exchange_ms": microseconds / 1e3,
