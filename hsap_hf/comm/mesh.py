@@ -18,7 +18,7 @@ from hsap_hf.config import HsapPlugin
 
 _MULTIPROCESSORS = 8
 """Of a GPU, for the exchange. On two H100s NCCL would take 17 of 132. With 8 a message takes about a third longer, but
-travels beside attention, which gets the others: together 1 to 3 % faster (docs/performance.md)."""
+travels beside attention, which gets the others: 1 to 3 % faster in one run each (docs/performance.md)."""
 
 
 @dataclass(frozen=True)

@@ -14,25 +14,28 @@ CPU = torch.device("cpu")
 lengths_of_packs = st.lists(st.one_of(st.integers(1, 9), st.integers(10, 400)), min_size=1, max_size=30)
 
 
+def every_slot(lengths, context_size, apart):
+    """Tables and tokens of each slot of the pack's plan."""
+    plan = compile_plan(lengths, context_size)
+    for slot in range(context_size):
+        yield compile_tables(plan, slot, None, CPU, apart=apart), plan.tokens(slot)
+
+
 @settings(max_examples=80, deadline=None)
 @given(lengths_of_packs, st.integers(2, 6))
 def test_apart_splits_the_rows_into_two_runs_of_neighbours(lengths, context_size):
     """So that both calls read queries and write results in place."""
-    plan = compile_plan(lengths, context_size)
-    for slot in range(context_size):
-        tables = compile_tables(plan, slot, None, CPU, apart=True)
+    for tables, tokens in every_slot(lengths, context_size, apart=True):
         rows = [part.rows.tolist() for part in (tables.remote, tables.local) if part is not None]
-        assert [row for part in rows for row in part] == list(range(plan.tokens(slot)))
+        assert [row for part in rows for row in part] == list(range(tokens))
         assert all(part.run is not None for part in (tables.remote, tables.local) if part is not None)
 
 
 @settings(max_examples=80, deadline=None)
 @given(lengths_of_packs, st.integers(2, 6))
 def test_merged_leaves_every_row_to_the_local_call_and_reads_borrowed_keys_only(lengths, context_size):
-    plan = compile_plan(lengths, context_size)
-    for slot in range(context_size):
-        tables = compile_tables(plan, slot, None, CPU, apart=False)
-        assert (0 if tables.local is None else len(tables.local.rows)) == plan.tokens(slot)
+    for tables, tokens in every_slot(lengths, context_size, apart=False):
+        assert (0 if tables.local is None else len(tables.local.rows)) == tokens
         assert bool((tables.gather.rows >= tables.gather.num_own).all())
 
 

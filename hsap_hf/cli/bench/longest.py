@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -36,20 +37,18 @@ def longest(
     if not 0 < precision < 1 or stop < start:
         raise ConfigError(f"--precision {precision}: needs more than 0, less than 1; --stop {stop}: at least --start.")
     rows: list[dict[str, Any]] = []
-    line = (0, math.nan)
+    tokens_a_rank, slope = 0, math.nan
     for ranks in nproc or [1, 2]:
         run = read_run(arguments, model, ranks, slow_link=False)
         tried: dict[int, dict[str, Any]] = {}
-
-        def search(first: int, last: int) -> int | None:
-            return find_longest(lambda length: _share(run, length, tried), first, last, precision, line[1] / ranks)  # noqa: B023
-
-        near = min(stop, int(line[0] * ranks * (1 - 0.4 * precision)))
+        search = partial(find_longest, partial(_share, run, tried), precision=precision, slope=slope / ranks)
+        near = min(stop, int(tokens_a_rank * ranks * (1 - 0.4 * precision)))
         tokens = (search(near, stop) or search(start, near - 1)) if near > start else search(start, stop)
         if tokens is None:
             raise ConfigError(f"{ranks} ranks: a document of {start:,} tokens does not fit. Give a smaller --start.")
-        line = tokens // ranks, ranks * _slope({length: _share_of(row) for length, row in tried.items()})
         rows.append({"ranks": ranks, "tokens": tokens, "tried": sorted(tried), **_kept(tried[tokens])})
+        tokens_a_rank = tokens // ranks
+        slope = ranks * _slope({length: _share_of(row) for length, row in tried.items()})
     for row in rows:
         row["of_first"] = row["tokens"] / rows[0]["tokens"]
     typer.echo(json.dumps(rows)) if as_json else _table(rows)
@@ -103,7 +102,7 @@ def _slope(shares: dict[int, float | None]) -> float:
     return (more - share) / (other - one) if more > share else math.nan
 
 
-def _share(run: Run, length: int, tried: dict[int, dict[str, Any]]) -> float | None:
+def _share(run: Run, tried: dict[int, dict[str, Any]], length: int) -> float | None:
     """Train a step of one document of so many tokens, after one of a short one that makes the optimizer's state."""
     warmup = {"warmup": 1, "warmup_lengths": [min(length, _WARMUP_TOKENS)]}
     row = tried[length] = run.measure((run.ranks, 1), [length], steps=1, profile=False, **warmup)

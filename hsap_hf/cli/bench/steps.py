@@ -94,9 +94,10 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
     times, losses = _train(model, plugin, mesh, arguments, dataset, asked)
     peak_gib, room_gib = _memory_gib() if cuda else (math.nan, math.nan)
-    own = torch.tensor([*times.values(), peak_gib, -room_gib], dtype=torch.float64)
-    *slowest, peak_gib, taken = mesh.world_host.all_gather(own, "gather measurements").amax(0).tolist()
-    room_gib = -taken
+    own = torch.tensor([*times.values(), peak_gib, room_gib], dtype=torch.float64)
+    table = mesh.world_host.all_gather(own, "gather measurements")
+    *slowest, peak_gib, _ = table.amax(0).tolist()
+    room_gib = float(table[:, -1].min())
     times = dict(zip(times, slowest, strict=True))
     dtype = compute_dtype(model, arguments)
     return {
@@ -147,12 +148,10 @@ def _packs(asked: Asked, recipe: Recipe, arguments: TrainingArguments, vocab_siz
     """The same packs, in parts for every rank, whatever the split."""
     ranks = arguments.world_size
     if asked.lengths is not None:
-        steps = [asked.warmup_lengths or asked.lengths] * asked.warmup + [asked.lengths] * (
-            asked.steps + asked.profiled_steps
-        )
-        return DrawnPacks(
-            [step for step in steps for _ in range(arguments.gradient_accumulation_steps)], ranks, vocab_size
-        )
+        accumulated = arguments.gradient_accumulation_steps
+        warmup = [asked.warmup_lengths or asked.lengths] * (asked.warmup * accumulated)
+        others = [asked.lengths] * ((asked.all_steps - asked.warmup) * accumulated)
+        return DrawnPacks(warmup + others, ranks, vocab_size)
     documents = load_corpus(recipe, arguments).documents
     return PackedDataset(documents, pack_tokens=recipe.packing.pack_tokens, group_size=ranks, seed=recipe.packing.seed)
 
