@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Lock
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,8 @@ from hsap_hf.attention.kernels.base import HALF, Into, Kernel, Problem, Scores, 
 _MLA = 192, 128
 _HOPPER, _BLACKWELL = 9, (10, 11)
 """Compute capabilities."""
+_ONE_AT_A_TIME = Lock()
+"""Its compiler aborts the process where two threads compile at once (seen with 4.0.0b36)."""
 
 
 class FlashAttn4Kernel(Kernel):
@@ -43,9 +47,10 @@ class FlashAttn4Kernel(Kernel):
     def _forward(self, problem: Problem, into: Tensor | None) -> tuple[Tensor, Tensor]:
         from flash_attn.cute.interface import _flash_attn_fwd
 
-        out, lse, *_ = _flash_attn_fwd(
-            problem.q, problem.k, problem.v, return_lse=True, out=into, **_arguments(problem)
-        )
+        with _ONE_AT_A_TIME:
+            out, lse, *_ = _flash_attn_fwd(
+                problem.q, problem.k, problem.v, return_lse=True, out=into, **_arguments(problem)
+            )
         return out, lse
 
     def _backward(
@@ -56,9 +61,10 @@ class FlashAttn4Kernel(Kernel):
         arguments = _arguments(problem)
         arguments["softcap"] = problem.scores.softcap or 0.0
         arguments |= dict(zip(("dq", "dk", "dv"), into, strict=True))
-        grad_q, grad_k, grad_v, *_ = _flash_attn_bwd(
-            problem.q, problem.k, problem.v, out, grad_out, lse.contiguous(), **arguments
-        )
+        with _ONE_AT_A_TIME:
+            grad_q, grad_k, grad_v, *_ = _flash_attn_bwd(
+                problem.q, problem.k, problem.v, out, grad_out, lse.contiguous(), **arguments
+            )
         return grad_q, grad_k, grad_v
 
 
