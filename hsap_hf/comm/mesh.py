@@ -66,15 +66,15 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
     host_group, _ = dist.new_subgroups(shape[1] * shape[2], timeout=limit, backend="gloo")
     host_world = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=limit))
 
-    def axis(process_group: dist.ProcessGroup) -> ProcessAxis:
-        return ProcessAxis(process_group, plugin.timeout_seconds, plugin.debug)
+    def axis(process_group: dist.ProcessGroup, *, meets_first: bool = False) -> ProcessAxis:
+        return ProcessAxis(process_group, plugin.timeout_seconds, plugin.debug, meets_first)
 
     for ending in (let_go, leave):  # the last one registered is the first that runs
         atexit.unregister(ending)
         atexit.register(ending)
     world_host = axis(host_world)
     return HsapMesh(
-        context=axis(mesh.get_group("context")),
+        context=axis(mesh.get_group("context"), meets_first=True),
         ulysses=axis(mesh.get_group("ulysses")),
         group=axis(group.get_group()),
         group_host=axis(host_group),
