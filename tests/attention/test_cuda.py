@@ -53,9 +53,13 @@ def test_head_shapes(heads, kv_heads, dim):
     check("long and short", 3, heads=heads, kv_heads=kv_heads, dim=dim, dtype=torch.bfloat16, sinks=True)
 
 
-@pytest.mark.parametrize(("head_dim", "value_dim"), [(192, 128), (64, 96), (100, 100)])
-def test_heads_of_any_width(head_dim, value_dim):
-    check("long and short", 3, heads=8, kv_heads=2, dim=head_dim, value_dim=value_dim, dtype=torch.bfloat16)
+@pytest.mark.parametrize(
+    ("head_dim", "value_dim", "kv_heads"), [(192, 128, 8), (192, 128, 2), (64, 96, 2), (100, 100, 2)]
+)
+@pytest.mark.parametrize("apart", [True, False])
+def test_heads_of_any_width(head_dim, value_dim, kv_heads, apart):
+    widths = {"dim": head_dim, "value_dim": value_dim}
+    check("long and short", 3, 1, apart, heads=8, kv_heads=kv_heads, **widths, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize(("window", "apart"), [(None, True), (None, False), (100, None)])

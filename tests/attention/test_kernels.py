@@ -137,28 +137,46 @@ def test_a_kernel_that_cannot_do_it_is_refused_with_the_reason(name, dims, softc
 
 
 @pytest.mark.parametrize(
-    ("major", "dims", "why"),
+    ("major", "dims", "scores", "why"),
     [
-        (9, (256, 256), None),
-        (9, (192, 128), None),
-        (10, (128, 64), None),
-        (10, (192, 128), None),
-        (10, (192, 192), "on Blackwell its heads are at most 128 wide"),
-        (8, (64, 64), "needs a Hopper or Blackwell GPU"),
-        (12, (64, 64), "needs a Hopper or Blackwell GPU"),
+        (9, (256, 256), {"softcap": 20.0}, None),
+        (9, (192, 128), {}, None),
+        (10, (128, 64), {"window": 100}, None),
+        (10, (192, 128), {"window": 100}, None),
+        (10, (192, 192), {}, None),
+        (10, (192, 192), {"window": 100}, "neither window nor softcap for heads 192 wide"),
+        (10, (256, 256), {"softcap": 20.0}, "neither window nor softcap for heads 256 wide"),
+        (8, (64, 64), {}, "needs a GPU of compute capability 9, 10 or 11, not 8"),
+        (12, (64, 64), {}, "needs a GPU of compute capability 9, 10 or 11, not 12"),
     ],
 )
-def test_flash_attn_4_says_what_it_cannot_do_on_this_gpu(monkeypatch, major, dims, why):
+def test_flash_attn_4_says_what_it_cannot_do_on_this_gpu(monkeypatch, major, dims, scores, why):
     monkeypatch.setattr("hsap_hf.attention.kernels.base._importable", lambda package: True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 0))
-    found = FlashAttn4Kernel().missing(Scores(1.0), *dims, "bfloat16", "cuda")
+    _on_gpu(monkeypatch, major)
+    found = FlashAttn4Kernel().missing(Scores(1.0, **scores), *dims, "bfloat16", "cuda")
     assert (found is None) if why is None else (why in found)
 
 
-def test_flash_attn_4_takes_the_heads_of_mla_as_they_are():
-    widths = FlashAttn4Kernel().widths
-    assert [widths(192, 128), widths(64, 96), widths(100, 100)] == [(192, 128), (96, 96), (104, 104)]
+@pytest.mark.parametrize(
+    ("major", "dims", "group", "widths"),
+    [
+        (9, (192, 128), 1, (192, 128)),
+        (9, (192, 128), 4, (192, 192)),
+        (9, (100, 100), 4, (128, 128)),
+        (9, (64, 96), 4, (96, 96)),
+        (10, (192, 128), 4, (192, 128)),
+        (10, (160, 160), 4, (256, 256)),
+        (10, (64, 96), 4, (96, 96)),
+    ],
+)
+def test_flash_attn_4_computes_widths_it_has_kernels_for(monkeypatch, major, dims, group, widths):
+    _on_gpu(monkeypatch, major)
+    assert FlashAttn4Kernel().widths(*dims, group) == widths
+
+
+def _on_gpu(monkeypatch, major):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 0))
 
 
 def test_every_kernel_has_a_name_the_configuration_accepts():

@@ -90,8 +90,8 @@ class Kernel(ABC):
             return f"its heads are at most {self.max_head_dim} wide, not {widest}"
         return None
 
-    def widths(self, head_dim: int, value_dim: int) -> tuple[int, int]:
-        """Widths of query and value heads as it computes them."""
+    def widths(self, head_dim: int, value_dim: int, group: int = 1) -> tuple[int, int]:
+        """Widths of query and value heads as it computes them; group: query heads that share a key-value head."""
         head_dim, value_dim = (-(-dim // self.width_multiple) * self.width_multiple for dim in (head_dim, value_dim))
         return (head_dim, value_dim) if self.has_value_dim else (max(head_dim, value_dim),) * 2
 
@@ -119,7 +119,7 @@ class Kernel(ABC):
     def _filled_up(self, problem: Problem) -> Problem:
         """The same where widths are right already."""
         given = problem.q.shape[-1], problem.v.shape[-1]
-        head_dim, value_dim = self.widths(*given)
+        head_dim, value_dim = self.widths(*given, problem.q.shape[1] // problem.k.shape[1])
         if (head_dim, value_dim) == given:
             return problem
         q, k = _wider(problem.q, head_dim), _wider(problem.k, head_dim)

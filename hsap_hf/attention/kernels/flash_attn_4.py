@@ -11,7 +11,8 @@ from hsap_hf.attention.kernels.base import HALF, Into, Kernel, Problem, Scores, 
 
 _MLA = 192, 128
 _HOPPER, _BLACKWELL = 9, (10, 11)
-"""Compute capabilities."""
+"""Compute capabilities. What 4.0.0b36 can do on them, and the widths it compiles for, was found by compiling its
+kernels, which needs no GPU: full segments of 97 to 127 wide heads do not compile on Hopper."""
 _ONE_AT_A_TIME = Lock()
 """Its compiler aborts the process where two threads compile at once (seen with 4.0.0b36)."""
 
@@ -23,25 +24,30 @@ class FlashAttn4Kernel(Kernel):
     device_type = "cuda"
     dtypes = HALF
     max_head_dim = 256
-    width_multiple = 8
+    width_multiple = 32
     has_softcap = True
     package = "flash_attn.cute"
     install = "pip install --pre flash-attn-4"
 
-    def widths(self, head_dim: int, value_dim: int) -> tuple[int, int]:
-        """MLA's heads as they are; others of two widths are filled up to one."""
-        return (head_dim, value_dim) if (head_dim, value_dim) == _MLA else super().widths(head_dim, value_dim)
+    def widths(self, head_dim: int, value_dim: int, group: int = 1) -> tuple[int, int]:
+        """MLA's heads as they are, but on Hopper not where query heads share keys; others are filled up to one width,
+        on Blackwell to 256 where that is more than 128."""
+        on_blackwell = _capability() in _BLACKWELL
+        if (head_dim, value_dim) == _MLA and (group == 1 or on_blackwell):
+            return _MLA
+        width, _ = super().widths(head_dim, value_dim)
+        return (256, 256) if on_blackwell and width > 128 else (width, width)
 
     def missing(self, scores: Scores, head_dim: int, value_dim: int, dtype: str, device_type: str) -> str | None:
         reason = super().missing(scores, head_dim, value_dim, dtype, device_type)
-        if reason is not None or not torch.cuda.is_available():
+        major = _capability()
+        if reason is not None or major is None:
             return reason
-        major, _ = torch.cuda.get_device_capability()
-        widths = self.widths(head_dim, value_dim)
         if major not in (_HOPPER, *_BLACKWELL):
-            return "its backward needs a Hopper or Blackwell GPU"
-        if major in _BLACKWELL and max(widths) > 128 and widths != _MLA:
-            return f"on Blackwell its heads are at most 128 wide, or those of MLA, not {widths}"
+            return f"its backward needs a GPU of compute capability {_HOPPER}, 10 or 11, not {major}"
+        widths = self.widths(head_dim, value_dim)
+        if widths == (256, 256) and major in _BLACKWELL and (scores.window, scores.softcap) != (None, None):
+            return f"on Blackwell it has neither window nor softcap for heads {max(head_dim, value_dim)} wide"
         return None
 
     def _forward(self, problem: Problem, into: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -66,6 +72,11 @@ class FlashAttn4Kernel(Kernel):
                 problem.q, problem.k, problem.v, out, grad_out, lse.contiguous(), **arguments
             )
         return grad_q, grad_k, grad_v
+
+
+def _capability() -> int | None:
+    """The major compute capability of the current GPU."""
+    return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else None
 
 
 def _arguments(problem: Problem) -> dict[str, object]:
