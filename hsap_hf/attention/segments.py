@@ -16,11 +16,12 @@ from hsap_hf.comm.spans import index_tensor, offsets, span_rows
 from hsap_hf.planner import Piece, Plan
 from hsap_hf.planner.documents import pairs
 
-_PAIRS_A_ROW, _PAIRS_A_MESSAGE = 700, 6_000_000
+_PAIRS_A_ROW, _PAIRS_A_MESSAGE = 1_700, 6_000_000
 """Query-key pairs that take as long as a row that travels, and as an exchange of next to nothing with its launches.
 
-Of 32 query and 8 key-value heads of 128, flash-attn 4 on an H100 computes a pair in 24 ps; 4 KiB at 242 GB/s take 17
-ns, a small exchange 0.15 ms. Over a slower link, or with more key-value heads, a slot may choose apart and wait."""
+Of 32 query and 8 key-value heads of 128, flash-attn 4 on an H100 computes a pair in 24 ps; 4 KiB take 41 ns at the 100
+GB/s that NVLink carries with few multiprocessors, a small exchange 0.15 ms. Over a slower link, or with more key-value
+heads, a slot may choose apart and wait."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -93,9 +92,6 @@ class ProcessAxis:
     timeout_seconds: float
     debug: bool = False
     """Fill receive buffers with NaN first, so that a row nobody sent cannot pass unseen."""
-    meets_first: bool = False
-    """On CUDA all ranks meet before a message: while NCCL's kernel waits for a slower rank it holds every
-    multiprocessor it sends with, and the kernel of one byte that goes round holds one."""
     traffic: Traffic = field(default_factory=Traffic)
 
     @property
@@ -115,8 +111,6 @@ class ProcessAxis:
         count_received(self.traffic, received, receive_rows, self.rank)
         send = send.contiguous()
         with explained(purpose, self.timeout_seconds):
-            if self.meets_first and send.is_cuda:
-                dist.all_reduce(_one_byte(send.device), group=self.group, async_op=True)
             work = dist.all_to_all_single(received, send, receive_rows, send_rows, group=self.group, async_op=True)
         assert work is not None
 
@@ -138,11 +132,6 @@ class ProcessAxis:
         with explained(purpose, self.timeout_seconds):
             dist.all_reduce(row, op=dist.ReduceOp.MAX, group=self.group)
         return row
-
-
-@lru_cache
-def _one_byte(device: torch.device) -> Tensor:
-    return torch.zeros(1, dtype=torch.uint8, device=device)
 
 
 def count_received(traffic: Traffic, received: Tensor, receive_rows: list[int], own_rank: int) -> None:

@@ -16,9 +16,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from hsap_hf.comm.axis import Axis, ProcessAxis
 from hsap_hf.config import HsapPlugin
 
-_MULTIPROCESSORS = 8
-"""Of a GPU, for the exchange. On two H100s NCCL would take 17 of 132. With 8 a message takes about a third longer, but
-travels beside attention, which gets the others: 1 to 3 % faster in one run each (docs/performance.md)."""
+_MULTIPROCESSORS = 4
+"""Of a GPU, for the exchange. On two H100s NCCL would take 17 of 132. With 4 a message takes twice as long, but travels
+beside attention, which gets the others: faster than 8 in four of six pairs of runs (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,15 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
     host_group, _ = dist.new_subgroups(shape[1] * shape[2], timeout=limit, backend="gloo")
     host_world = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=limit))
 
-    def axis(process_group: dist.ProcessGroup, *, meets_first: bool = False) -> ProcessAxis:
-        return ProcessAxis(process_group, plugin.timeout_seconds, plugin.debug, meets_first)
+    def axis(process_group: dist.ProcessGroup) -> ProcessAxis:
+        return ProcessAxis(process_group, plugin.timeout_seconds, plugin.debug)
 
     for ending in (let_go, leave):  # the last one registered is the first that runs
         atexit.unregister(ending)
         atexit.register(ending)
     world_host = axis(host_world)
     return HsapMesh(
-        context=axis(mesh.get_group("context"), meets_first=True),
+        context=axis(mesh.get_group("context")),
         ulysses=axis(mesh.get_group("ulysses")),
         group=axis(group.get_group()),
         group_host=axis(host_group),

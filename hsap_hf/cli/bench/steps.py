@@ -82,7 +82,10 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     asked = Asked(**request)
     recipe = asked.recipe()
     arguments = build_training_arguments(recipe)
-    model = load_model(recipe.model, arguments.seed, None if arguments.fsdp else arguments.device)
+    model = load_model(recipe.model, arguments.seed, arguments.device)
+    if arguments.fsdp:  # which shards from the host's memory; 8B random weights take minutes to draw there
+        model.cpu()
+        torch.cuda.empty_cache()
     base = causal_model(model)
     check_model_support(base)
     dataset = _packs(asked, recipe, arguments, base.config.vocab_size)
