@@ -22,7 +22,7 @@ class HsapPlugin:
     ulysses_size: int = 1
     """Ranks that share one slot by trading heads for tokens (inner axis, same node)."""
 
-    kernel: Literal["auto", "flash_attn_4", "flash_attn_2", "torch_flash", "sdpa", "dense"] = "auto"
+    kernel: Literal["auto", "flash_attn_4", "flash_attn_3", "flash_attn_2", "torch_flash", "sdpa", "dense"] = "auto"
     """Attention kernel. "auto": the fastest one present that honours what the model needs."""
 
     return_logits: Literal["none", "dealt", "brought"] = "none"

@@ -109,6 +109,7 @@ def test_auto_takes_the_first_kernel_that_can():
     assert choose_kernel("auto", Scores(1.0), 192, 128, "float64", "cpu").name == "sdpa"
     assert choose_kernel("auto", Scores(1.0), 64, 64, "bfloat16", "cuda").name in (
         "flash_attn_4",
+        "flash_attn_3",
         "flash_attn_2",
         "torch_flash",
     )
@@ -126,6 +127,7 @@ def test_auto_takes_the_first_kernel_that_can():
         ("torch_flash", (512, 512), None, "float16", "cuda", "at most 256 wide, not 512"),
         ("torch_flash", (64, 257), None, "float16", "cuda", "at most 256 wide, not 264"),
         ("flash_attn_2", (64, 64), None, "float32", "cpu", "it "),
+        ("flash_attn_3", (64, 64), None, "float32", "cpu", "it "),
         ("flash_attn_4", (64, 64), None, "float32", "cpu", "it "),
     ],
 )

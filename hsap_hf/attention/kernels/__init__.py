@@ -8,6 +8,7 @@ from functools import lru_cache
 from hsap_hf.attention.kernels.base import Kernel, Problem, Scores
 from hsap_hf.attention.kernels.dense import DenseKernel
 from hsap_hf.attention.kernels.flash_attn_2 import FlashAttn2Kernel
+from hsap_hf.attention.kernels.flash_attn_3 import FlashAttn3Kernel
 from hsap_hf.attention.kernels.flash_attn_4 import FlashAttn4Kernel
 from hsap_hf.attention.kernels.sdpa import SdpaKernel
 from hsap_hf.attention.kernels.torch_flash import TorchFlashKernel
@@ -18,7 +19,14 @@ __all__ = ["Kernel", "Problem", "Scores", "all_kernels", "choose_kernel"]
 
 def all_kernels() -> tuple[Kernel, ...]:
     """Every kernel, fastest first."""
-    return (FlashAttn4Kernel(), FlashAttn2Kernel(), TorchFlashKernel(), SdpaKernel(), DenseKernel())
+    return (
+        FlashAttn4Kernel(),
+        FlashAttn3Kernel(),
+        FlashAttn2Kernel(),
+        TorchFlashKernel(),
+        SdpaKernel(),
+        DenseKernel(),
+    )
 
 
 def choose_kernel(wanted: str, scores: Scores, head_dim: int, value_dim: int, dtype: str, device_type: str) -> Kernel:

@@ -1,0 +1,79 @@
+"""flash-attn 3, where installed: Hopper without a compiler at run time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hsap_hf.attention.kernels.base import HALF, Into, Kernel, Problem, Scores, grads_of, window_sizes
+
+_HOPPER = 9
+"""Compute capability."""
+
+
+class FlashAttn3Kernel(Kernel):
+    """`torch.ops.flash_attn_3.fwd/bwd`.
+
+    Source: github.com/Dao-AILab/flash-attention, hopper/. Not run on a GPU by us: a test holds these calls against the
+    operators' schema.
+    """
+
+    name = "flash_attn_3"
+    device_type = "cuda"
+    dtypes = HALF
+    max_head_dim = 256
+    width_multiple = 8
+    has_softcap = True
+    package = "flash_attn_3._C"
+    install = "build the folder hopper of github.com/Dao-AILab/flash-attention"
+
+    def missing(self, scores: Scores, head_dim: int, value_dim: int, dtype: str, device_type: str) -> str | None:
+        reason = super().missing(scores, head_dim, value_dim, dtype, device_type)
+        if reason is not None or not torch.cuda.is_available():
+            return reason
+        major, _ = torch.cuda.get_device_capability()
+        return None if major == _HOPPER else f"it needs a GPU of compute capability {_HOPPER}, not {major}"
+
+    def _forward(self, problem: Problem, into: Tensor | None) -> tuple[Tensor, Tensor]:
+        import flash_attn_3._C  # noqa: F401
+
+        out, lse, *_ = torch.ops.flash_attn_3.fwd(
+            problem.q, problem.k, problem.v, out=into, num_splits=1, **_arguments(problem)
+        )
+        return out, lse
+
+    def _backward(
+        self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        import flash_attn_3._C  # noqa: F401
+
+        grad_q, grad_k, grad_v = grads_of(problem, into)
+        torch.ops.flash_attn_3.bwd(
+            grad_out.contiguous(),
+            problem.q,
+            problem.k,
+            problem.v,
+            out,
+            lse.contiguous(),
+            dq=grad_q,
+            dk=grad_k,
+            dv=grad_v,
+            **_arguments(problem),
+        )
+        return grad_q, grad_k, grad_v
+
+
+def _arguments(problem: Problem) -> dict[str, object]:
+    left, right = window_sizes(problem)
+    segments, scores = problem.segments, problem.scores
+    return {
+        "cu_seqlens_q": segments.cu_q,
+        "cu_seqlens_k": segments.cu_k,
+        "max_seqlen_q": segments.max_q,
+        "max_seqlen_k": segments.max_k,
+        "softmax_scale": scores.scale,
+        "is_causal": problem.causal,
+        "window_size_left": left,
+        "window_size_right": right,
+        "softcap": scores.softcap or 0.0,
+    }
