@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from threading import Lock
 
 import torch
@@ -74,8 +75,9 @@ class FlashAttn4Kernel(Kernel):
         return grad_q, grad_k, grad_v
 
 
+@lru_cache
 def _capability() -> int | None:
-    """The major compute capability of the current GPU."""
+    """The major compute capability of this process's GPU, asked once: every attention call needs it."""
     return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else None
 
 
