@@ -9,8 +9,10 @@ from launched import HSAP, launch
 from torch.nn import functional
 
 from hsap_hf.cli.bench import peers, trace
+from hsap_hf.cli.bench.slot_times import slot_runs
 from hsap_hf.cli.bench.table import problems, regressions
 from hsap_hf.cli.bench.whole_pack import Shape, draw_pack
+from hsap_hf.planner import compile_plan
 
 PACKS = {"mixed": [301, 64, 9, 33, 1, 120], "all_short": [32] * 8}
 SIZES = ("--heads", 4, "--kv-heads", 2, "--head-dim", 16, "--repeats", 3)
@@ -103,6 +105,27 @@ def test_what_cannot_run_is_refused_before_a_rank_starts(hsap, monkeypatch, pack
     code, out, err = hsap("bench", "attention", "--lengths", packs_file, *SIZES, *words)
     assert (code, out) == (2, "")
     assert any(part in err for part in said.split("|")), err
+
+
+def test_slots_alone_stand_beside_their_kernels(hsap, monkeypatch, packs_file):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, out, _ = hsap("bench", "attention", "--lengths", packs_file, "-c", 2, *SIZES, "--json")
+    found = json.loads(out)
+    assert (code, [(row["pack"], row["slots"]) for row in found]) == (0, [(name, 2) for name in PACKS])
+    for row in found:
+        ideal = row["ideal_forward_ms"] + row["ideal_backward_ms"]
+        assert row["ratio"] >= 0.999 * ideal / (row["forward_ms"] + row["backward_ms"])  # one slot need not be both
+        assert min(row["kernel_forward_ms"], row["kernel_backward_ms"]) > 0
+
+
+def test_the_kernels_of_a_slot_are_those_it_called():
+    pack = draw_pack(PACKS["mixed"], TINY, torch.device("cpu"))
+    plan = compile_plan(PACKS["mixed"], 2)
+    forward, _, kernel_forward, kernel_backward = slot_runs(pack, plan, 0, TINY)
+    (local, _), (remote, _) = kernel_forward()
+    assert len(local) == len(forward()[0]) == plan.tokens(0)
+    assert 0 < len(remote) < plan.tokens(0)
+    assert [len(grad_q) for grad_q, *_ in kernel_backward()] == [len(remote), len(local)]
 
 
 def test_only_the_slow_link_switches_peer_to_peer_off(hsap, monkeypatch, packs_file):

@@ -59,8 +59,8 @@ def attention(
 ) -> None:
     """Attention, forward and backward, against the same kernel with the whole pack on one device, divided by the ranks.
 
-    Without --nproc: every slot alone on this one device, its exchange taken as free. It shows what cutting, copying,
-    merging and uneven times cost. With --nproc N: on N ranks, which the command starts, beside other ways to spread the
+    Without --nproc: every slot alone on this one device, its exchange taken as free, beside nothing but its kernel's
+    calls. It shows what cutting, copying, merging and uneven times cost. With --nproc N: on N ranks, which the command starts, beside other ways to spread the
     pack; every result is first compared with the one device's, and every byte with the plan. 1 where they differ.
     """
     from hsap_hf.cli.bench.request import Request, read_splits
@@ -180,9 +180,9 @@ def _table(rows: list[dict[str, Any]]) -> None:
 
     first = rows[0]
     table = Table(title=f"{first['kernel']} on {first['device']}, {first['dtype']}; ms, median", title_justify="left")
-    for column in ("pack", "slots", "ideal fwd", "slowest", "ideal bwd", "slowest", "ratio"):
+    for column in ("pack", "slots", "ideal fwd", "slowest", "kernels", "ideal bwd", "slowest", "kernels", "ratio"):
         table.add_column(column, justify="left" if column == "pack" else "right")
     for row in rows:
-        times = (row["ideal_forward_ms"], row["forward_ms"], row["ideal_backward_ms"], row["backward_ms"])
-        table.add_row(row["pack"], str(row["slots"]), *(f"{ms:.2f}" for ms in times), f"{row['ratio']:.3f}")
+        names = (f"{part}{way}_ms" for way in ("forward", "backward") for part in ("ideal_", "", "kernel_"))
+        table.add_row(row["pack"], str(row["slots"]), *(f"{row[name]:.2f}" for name in names), f"{row['ratio']:.3f}")
     console().print(table)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from hsap_hf.attention import compile_tables
 from hsap_hf.attention.function import Call, backward, forward
+from hsap_hf.attention.kernels import Kernel, Problem
 from hsap_hf.cli.bench.measurement import ROUNDS
 from hsap_hf.cli.bench.timing import median_ms
 from hsap_hf.cli.bench.whole_pack import Shape, WholePack, draw_pack
@@ -37,44 +39,74 @@ class FreeAxis:
         return Pending(self._drawn[shape], None)
 
 
-def time_slots(lengths: list[int], context_size: int, shape: Shape, repeats: int) -> dict[str, Any]:
-    """Median times in ms of the whole pack on one device divided by the slots ("ideal"), and of the slowest slot.
+@dataclass
+class Recorder:
+    """A kernel that remembers what it was asked, so that it can be asked again, alone."""
 
-    The whole and the slots take turns, because a device's speed drifts while it gets warm.
+    kernel: Kernel
+    forwards: list[Run] = field(default_factory=list)
+    backwards: list[Run] = field(default_factory=list)
+
+    def forward(self, problem: Problem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self.forwards.append(partial(self.kernel.forward, problem))
+        return self.kernel.forward(problem, into)
+
+    def backward(self, problem: Problem, *result: Any) -> tuple[Tensor, Tensor, Tensor]:
+        self.backwards.append(partial(self.kernel.backward, problem, *result[:3]))
+        return self.kernel.backward(problem, *result)
+
+
+def time_slots(lengths: list[int], context_size: int, shape: Shape, repeats: int) -> dict[str, Any]:
+    """Median times in ms of the whole pack on one device divided by the slots ("ideal"), of the slowest slot, and of
+    nothing but the kernel's calls of a slot, one after the other.
+
+    All of them take turns, because a device's speed drifts while it gets warm.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pack = draw_pack(lengths, shape, device)
     out, lse = pack.forward()
     plan = compile_plan(lengths, context_size)
-    runs: list[tuple[Run, Run]] = [(pack.forward, lambda: pack.backward(out, lse))]
-    runs += [_slot_runs(pack, plan, slot, shape) for slot in range(context_size)]
+    runs: list[tuple[Run, ...]] = [(pack.forward, lambda: pack.backward(out, lse))]
+    runs += [slot_runs(pack, plan, slot, shape) for slot in range(context_size)]
 
     def median(run: Run) -> float:
         return median_ms(run, -(-repeats // ROUNDS), device)
 
-    rounds = [[[median(run) for run in both] for both in runs] for _ in range(ROUNDS)]
-    whole, *slots = torch.tensor(rounds).median(0).values.tolist()
-    ideal_forward, ideal_backward = (ms / context_size for ms in whole)
+    rounds = [[median(run) for several in runs for run in several] for _ in range(ROUNDS)]
+    ideal_forward, ideal_backward, *rest = torch.tensor(rounds).median(0).values.tolist()
+    slots = torch.tensor(rest).view(context_size, 4)
+    forward_ms, backward_ms, kernel_forward_ms, kernel_backward_ms = slots.amax(0).tolist()
     return {
         "kernel": pack.kernel.name,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "dtype": str(pack.grad.dtype).removeprefix("torch."),
         "slots": context_size,
-        "ideal_forward_ms": ideal_forward,
-        "ideal_backward_ms": ideal_backward,
-        "forward_ms": max(forward_ms for forward_ms, _ in slots),
-        "backward_ms": max(backward_ms for _, backward_ms in slots),
-        "ratio": (ideal_forward + ideal_backward) / max(map(sum, slots)),
+        "ideal_forward_ms": ideal_forward / context_size,
+        "ideal_backward_ms": ideal_backward / context_size,
+        "forward_ms": forward_ms,
+        "backward_ms": backward_ms,
+        "kernel_forward_ms": kernel_forward_ms,
+        "kernel_backward_ms": kernel_backward_ms,
+        "ratio": (ideal_forward + ideal_backward) / context_size / float(slots[:, :2].sum(1).max()),
     }
 
 
-def _slot_runs(pack: WholePack, plan: Plan, slot: int, shape: Shape) -> tuple[Run, Run]:
-    """Forward and backward of one slot. Its rows are the pack's first: what they hold does not change times."""
+def slot_runs(pack: WholePack, plan: Plan, slot: int, shape: Shape) -> tuple[Run, Run, Run, Run]:
+    """Forward and backward of one slot, and the kernel's calls in them. The slot's rows are the pack's first: what they
+    hold does not change times."""
     rows, device = plan.tokens(slot), pack.grad.device
     tables = compile_tables(plan, slot, None, device)
     share = share_heads(shape.heads, shape.kv_heads, 1, device)
     axes = FreeAxis(slot, plan.context_size), FreeAxis(0, 1)
     call = Call(tables, *axes, [rows], share, pack.kernel, pack.problem.scores)
     q, k, v, grad = (x[:rows] for x in (pack.problem.q, pack.problem.k, pack.problem.v, pack.grad))
-    _, saved = forward(call, q, k, v, None)
-    return lambda: forward(call, q, k, v, None), lambda: backward(call, saved, grad)
+    recorder = Recorder(pack.kernel)
+    recorded = replace(call, kernel=recorder)
+    _, saved = forward(recorded, q, k, v, None)
+    backward(recorded, saved, grad)
+    return (
+        lambda: forward(call, q, k, v, None),
+        lambda: backward(call, saved, grad),
+        lambda: [run() for run in recorder.forwards],
+        lambda: [run() for run in recorder.backwards],
+    )
