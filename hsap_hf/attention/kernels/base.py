@@ -157,6 +157,18 @@ def window_sizes(problem: Problem) -> tuple[int, int]:
     return (-1 if window is None else window - 1), 0
 
 
+def varlen_words(problem: Problem) -> dict[str, object]:
+    """Edges, longest segments and scale, as flash-attention calls them."""
+    segments = problem.segments
+    return {
+        "cu_seqlens_q": segments.cu_q,
+        "cu_seqlens_k": segments.cu_k,
+        "max_seqlen_q": segments.max_q,
+        "max_seqlen_k": segments.max_k,
+        "softmax_scale": problem.scores.scale,
+    }
+
+
 def _importable(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None

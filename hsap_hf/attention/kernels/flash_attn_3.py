@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import HALF, Into, Kernel, Problem, Scores, grads_of, window_sizes
+from hsap_hf.attention.kernels.base import HALF, Into, Kernel, Problem, Scores, grads_of, varlen_words, window_sizes
 
 _HOPPER = 9
 """Compute capability."""
@@ -65,15 +65,9 @@ class FlashAttn3Kernel(Kernel):
 
 def _arguments(problem: Problem) -> dict[str, object]:
     left, right = window_sizes(problem)
-    segments, scores = problem.segments, problem.scores
-    return {
-        "cu_seqlens_q": segments.cu_q,
-        "cu_seqlens_k": segments.cu_k,
-        "max_seqlen_q": segments.max_q,
-        "max_seqlen_k": segments.max_k,
-        "softmax_scale": scores.scale,
+    return varlen_words(problem) | {
         "is_causal": problem.causal,
         "window_size_left": left,
         "window_size_right": right,
-        "softcap": scores.softcap or 0.0,
+        "softcap": problem.scores.softcap or 0.0,
     }

@@ -8,7 +8,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import HALF, Into, Kernel, Problem, Scores, window_sizes
+from hsap_hf.attention.kernels.base import HALF, Into, Kernel, Problem, Scores, varlen_words, window_sizes
 
 _MLA = 192, 128
 _HOPPER, _BLACKWELL = 9, (10, 11)
@@ -83,16 +83,10 @@ def _capability() -> int | None:
 
 def _arguments(problem: Problem) -> dict[str, object]:
     left, right = window_sizes(problem)
-    segments, scores = problem.segments, problem.scores
     windowed = left >= 0
-    return {
-        "cu_seqlens_q": segments.cu_q,
-        "cu_seqlens_k": segments.cu_k,
-        "max_seqlen_q": segments.max_q,
-        "max_seqlen_k": segments.max_k,
-        "softmax_scale": scores.scale,
+    return varlen_words(problem) | {
         "causal": problem.causal,
-        "softcap": scores.softcap,
+        "softcap": problem.scores.softcap,
         "window_size_left": left if windowed else None,
         "window_size_right": right if windowed else None,
     }
