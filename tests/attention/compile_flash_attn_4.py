@@ -31,7 +31,7 @@ def compile_case(head_dim: int, value_dim: int, kv_heads: int, causal: bool, sco
         return torch.empty(tokens, heads, width, dtype=torch.bfloat16, device="cuda")
 
     edges = torch.empty(len(LENGTHS) + 1, dtype=torch.int32, device="cuda")
-    q, k, v, out = new(HEADS, head_dim), new(kv_heads, head_dim), new(kv_heads, value_dim), new(HEADS, value_dim)
+    q, k, v = new(HEADS, head_dim), new(kv_heads, head_dim), new(kv_heads, value_dim)
     problem = Problem(q, k, v, Segments(LENGTHS, LENGTHS, edges, edges), causal, Scores(0.1, **scores))
     out, lse = KERNEL.forward(problem)
     grads = KERNEL.backward(problem, torch.empty_like(out), out, lse)
