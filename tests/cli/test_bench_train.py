@@ -3,6 +3,7 @@
 import json
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from small import small_llama
 from tiny_recipe import write_recipe
 from torch.utils.flop_counter import FlopCounterMode
 
+from hsap_hf.cli.bench import steps
 from hsap_hf.cli.bench.drawn_packs import DrawnPacks
 from hsap_hf.cli.bench.job import answer, out_of_memory
 from hsap_hf.cli.bench.longest import find_longest
@@ -43,6 +45,22 @@ def test_all_ways_train_the_losses_of_data_parallelism(rows):
     assert len(set(expected)) == 4, "it trains"
     for found in rows.values():
         assert found[0]["losses"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("fsdp", "fits"), [(True, True), (True, False), (False, True)])
+def test_weights_are_drawn_on_the_device_and_for_fsdp_on_the_host_where_they_do_not_fit(monkeypatch, fsdp, fits):
+    device, asked = torch.device("meta"), []
+
+    def load(section, seed, device=None):
+        asked.append(device)
+        if device is not None and not fits:
+            raise torch.OutOfMemoryError
+        return torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(steps, "load_model", load)
+    arguments = SimpleNamespace(fsdp=fsdp, seed=0, device=device)
+    assert isinstance(steps.draw_model(SimpleNamespace(model=None), arguments), torch.nn.Linear)
+    assert asked == ([device] if fits else [device, None])
 
 
 def test_what_is_measured_is_consistent(rows):

@@ -77,15 +77,25 @@ class Asked:
         return load_recipe(self.recipe_file, [*self.overrides, *training])
 
 
+def draw_model(recipe: Recipe, arguments: TrainingArguments) -> Any:
+    """The recipe's model, drawn on the GPU, because 8B random weights take minutes on the host. FSDP shards from the
+    host's memory: there it ends, and there it is drawn where a GPU cannot hold it."""
+    if not arguments.fsdp:
+        return load_model(recipe.model, arguments.seed, arguments.device)
+    try:
+        model = load_model(recipe.model, arguments.seed, arguments.device).cpu()
+    except torch.OutOfMemoryError:
+        model = load_model(recipe.model, arguments.seed)
+    torch.cuda.empty_cache()
+    return model
+
+
 def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Train the steps; what they took, the largest of all ranks."""
     asked = Asked(**request)
     recipe = asked.recipe()
     arguments = build_training_arguments(recipe)
-    model = load_model(recipe.model, arguments.seed, arguments.device)
-    if arguments.fsdp:  # which shards from the host's memory; 8B random weights take minutes to draw there
-        model.cpu()
-        torch.cuda.empty_cache()
+    model = draw_model(recipe, arguments)
     base = causal_model(model)
     check_model_support(base)
     dataset = _packs(asked, recipe, arguments, base.config.vocab_size)
