@@ -10,18 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hsap_hf.attention.form import apart_is_faster
 from hsap_hf.comm.exchange import Exchange, compile_exchange
 from hsap_hf.comm.rows import RowSums
 from hsap_hf.comm.spans import index_tensor, offsets, span_rows
 from hsap_hf.planner import Piece, Plan
-from hsap_hf.planner.documents import pairs
-
-_PAIRS_A_ROW, _PAIRS_A_MESSAGE = 1_700, 6_000_000
-"""Query-key pairs that take as long as a row that travels, and as an exchange of next to nothing with its launches.
-
-Of 32 query and 8 key-value heads of 128, flash-attn 4 on an H100 computes a pair in 24 ps; 4 KiB take 41 ns at the 100
-GB/s that NVLink carries with few multiprocessors, a small exchange 0.15 ms. Over a slower link, or with more key-value
-heads, a slot may choose apart and wait."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +113,14 @@ def compile_tables(
 ) -> SlotTables:
     """Tables of `slot` for layers that see the last `window` keys of a document (None: all of them).
 
-    apart: the form; None takes the faster one. The CPU kernel would need a mask for causal segments of more keys than
-    queries; on a GPU apart is faster as long as what waits for nothing takes longer than the keys that travel.
+    apart: the form; None takes the one predicted to be faster: merged on a CPU, whose kernel would need a mask for
+    causal segments of more keys than queries.
     """
     exchange = compile_exchange(plan, slot, window, device)
     if window is not None:
         apart = True
     elif apart is None:
-        apart = device.type == "cuda" and _hides_exchange(plan, slot, exchange)
+        apart = device.type == "cuda" and apart_is_faster(plan, slot, exchange)
     pieces = plan.slots[slot]
     own = _by_document([(piece, row) for piece, row in zip(pieces, _rows_of(pieces), strict=True)])
     borrowed_spans = [Piece(fetch.doc, fetch.start, fetch.stop) for fetch in exchange.fetched]
@@ -159,13 +152,6 @@ def compile_tables(
         apart=apart,
         gather=_gather(sources, plan.tokens(slot), sum(exchange.receive_rows), device),
     )
-
-
-def _hides_exchange(plan: Plan, slot: int, exchange: Exchange) -> bool:
-    """Whether the documents that wait for no keys keep the slot busy until the others' keys are there."""
-    waiting = {fetch.doc for fetch in exchange.fetched}
-    work = sum(pairs(piece.start, piece.stop) for piece in plan.slots[slot] if piece.doc not in waiting)
-    return work >= _PAIRS_A_MESSAGE + _PAIRS_A_ROW * max(sum(exchange.receive_rows), sum(exchange.send_rows))
 
 
 def _rows_of(spans: Sequence[Piece]) -> list[int]:
