@@ -16,9 +16,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from hsap_hf.comm.axis import Axis, ProcessAxis
 from hsap_hf.config import HsapPlugin
 
-_MULTIPROCESSORS = 4
-"""Of a GPU, for the exchange. On two H100s NCCL would take 17 of 132. With 4 a message takes twice as long, but travels
-beside attention, which gets the others: faster than 8 in four of six pairs of runs (docs/performance.md)."""
+_MULTIPROCESSORS_A_SLOT, _MOST_MULTIPROCESSORS = 2, 16
+"""Of a GPU, for the exchange. On two H100s NCCL would take 17 of 132. With 4 a message travels at half the speed, 87
+GB/s, but beside attention, which gets the others (docs/performance.md). Four GPUs got about 56 GB/s out of 4, which
+nothing hid: hence more for more slots."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,10 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
     world = dist.get_world_size()
     shape = (world // (plugin.context_for(world) * plugin.ulysses_size), plugin.context_for(world), plugin.ulysses_size)
     mesh = init_device_mesh(
-        device_type, shape, mesh_dim_names=("replicas", "context", "ulysses"), backend_override=_urgent(device_type)
+        device_type,
+        shape,
+        mesh_dim_names=("replicas", "context", "ulysses"),
+        backend_override=_urgent(device_type, shape[1]),
     )
     group = mesh["context", "ulysses"]._flatten("hsap_group")
 
@@ -85,14 +89,14 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
     )
 
 
-def _urgent(device_type: str) -> dict[int | str, Any] | None:
+def _urgent(device_type: str, slots: int) -> dict[int | str, Any] | None:
     """Keys and their gradients travel beside attention kernels, which leave no room on the device: without priority
     NCCL's own kernels would only start when those are done. Nor should NCCL take more room than it needs: it holds all
     of it while it waits for a slower rank."""
     if device_type != "cuda":
         return None
     options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
-    options.config.max_ctas = _MULTIPROCESSORS
+    options.config.max_ctas = min(_MULTIPROCESSORS_A_SLOT * slots, _MOST_MULTIPROCESSORS)
     return {"context": options}
 
 

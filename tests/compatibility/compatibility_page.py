@@ -57,6 +57,9 @@ _NOTES = """
   `TrainingArguments.ddp_timeout` counts.
 * **Resuming** is bitwise where DDP's own sums are: DDP orders its buckets anew after the first step of a process
   unless `ddp_find_unused_parameters` is set, and plain DDP then resumes with rounding too (2e-9 here).
+* **LoRA, Liger's loss and FSDP2** together fail in the first step where embeddings are not tied (seen on an 8B Llama
+  with accelerate 1.15: `got mixed torch.Tensor and DTensor`). Accelerate then shards the output layer by itself, and
+  Liger reads its weight outside of its forward. LoRA has few gradients: take DDP, or leave Liger out.
 * **Checkpoints under FSDP2** are plain with `fsdp_state_dict_type: FULL_STATE_DICT`, as in
   recipes/accelerate/fsdp2_8gpu.yaml; with SHARDED_STATE_DICT Trainer saves neither model.safetensors nor config.json.
   From such full checkpoints accelerate resumes LoRA since 1.15; before, it restored the shards of rank 0 only.
