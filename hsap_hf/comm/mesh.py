@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -38,6 +39,11 @@ class HsapMesh:
     num_replicas: int
     slots_per_node: int | None = None
     """Neighbouring slots of a group that share a node; None where all of them do."""
+
+    @property
+    def far(self) -> bool:
+        """Whether keys travel over a network, or NCCL was told not to let GPUs read each other's memory."""
+        return self.slots_per_node is not None or os.environ.get("NCCL_P2P_DISABLE") == "1"
 
     def __deepcopy__(self, memo: object) -> HsapMesh:
         """A copied model (a reference model, say) shares its groups with the original."""

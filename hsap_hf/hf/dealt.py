@@ -54,7 +54,7 @@ class DealtBatch:
         if key not in self._calls:
             slot, device = self.mesh.context.rank, q_TNH.device
             if scores.window not in self.tables:
-                self.tables[scores.window] = compile_tables(self.plan, slot, scores.window, device)
+                self.tables[scores.window] = compile_tables(self.plan, slot, scores.window, device, far=self.mesh.far)
             dtype = str(q_TNH.dtype).removeprefix("torch.")
             self._calls[key] = Call(
                 tables=self.tables[scores.window],

@@ -44,9 +44,12 @@ def test_merged_leaves_every_row_to_the_local_call_and_reads_borrowed_keys_only(
     ("pack", "apart"), [("one_long", [False, False]), ("hybrid", [False, True]), ("longtail", [True, True])]
 )
 def test_a_slot_is_apart_where_waiting_costs_less_than_merging(pack, apart):
-    """One-long has nothing beside its exchange; hybrid's second slot waits a little, but would merge 22,000 rows."""
+    """One-long has nothing beside its exchange; hybrid's second slot waits a little, but would merge 22,000 rows. Over
+    a network all of them would wait for longer than merging takes."""
     plan = compile_plan(mixes(65_536)[f"{pack}_64k"], 2)
-    assert [apart_is_faster(plan, slot, compile_exchange(plan, slot, None, CPU)) for slot in (0, 1)] == apart
+    exchanges = [compile_exchange(plan, slot, None, CPU) for slot in (0, 1)]
+    assert [apart_is_faster(plan, slot, exchanges[slot]) for slot in (0, 1)] == apart
+    assert not any(apart_is_faster(plan, slot, exchanges[slot], far=True) for slot in (0, 1))
 
 
 def test_mixes_hold_the_tokens_they_are_named_after():
