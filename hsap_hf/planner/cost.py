@@ -57,6 +57,18 @@ def exchange_seconds(near: float, far: float, model: Model, machine: Machine, ul
     return 2 * machine.message_seconds + size * max(near / machine.node_bytes, far / machine.network_bytes)
 
 
+def waiting_seconds(attention: float, own_share: float, exchange: float, machine: Machine) -> float:
+    """Attention and exchange of one layer of one slot, forward and backward, where not all of it can hide keys.
+
+    own_share: of the attention, needs no keys of others. In forward it runs while keys travel, and the rest waits for
+    them; in backward the rest comes first, and it runs while gradients travel home.
+    """
+    own = own_share * attention
+    forward, backward = 4 / machine.forward_flops, 10 / machine.backward_flops
+    parts = (own * direction / (forward + backward) for direction in (forward, backward))
+    return attention - own + sum(max(part, exchange / 2) for part in parts)
+
+
 def ulysses_bytes(slot_tokens: float, ulysses_size: int, model: Model) -> float:
     """Bytes that one rank receives in a layer's forward to trade heads for the tokens of its slot, and back."""
     heads = 2 * model.num_query_heads + 2 * ulysses_size * model.kv_heads_per_rank(ulysses_size)

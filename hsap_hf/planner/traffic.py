@@ -64,3 +64,19 @@ def exchanged(
             if last[slot] == stop:
                 far_fetched[slot] += stop - seen[node]
     return Traffic(fetched, sent, far_fetched, far_sent)
+
+
+def own_work(cut_documents: Iterable[Sequence[Owned]], work: Sequence[int]) -> list[int]:
+    """What of `work`, doubled query-key pairs of every slot, needs no keys of others: it runs while keys travel.
+
+    Of a cut document those are a slot's own rows against each other.
+    """
+    own = list(work)
+    for rows in cut_documents:
+        held: dict[int, int] = {}
+        for start, stop, slot in rows:
+            own[slot] -= (stop - start) * (start + stop + 1)
+            held[slot] = held.get(slot, 0) + stop - start
+        for slot, count in held.items():
+            own[slot] += count * (count + 1)
+    return own
