@@ -6,22 +6,21 @@ from hsap_hf.comm.exchange import Exchange
 from hsap_hf.planner import Plan
 from hsap_hf.planner.documents import pairs
 
-_PAIRS_A_ROW, _PAIRS_A_FAR_ROW, _PAIRS_A_MESSAGE, _PAIRS_A_MERGED_ROW = 1_700, 7_400, 6_000_000, 1_250
+_PAIRS_A_ROW, _PAIRS_A_FAR_ROW, _PAIRS_A_MESSAGE, _PAIRS_A_MERGED_ROW = 2_000, 7_400, 6_000_000, 1_700
 """Query-key pairs whose forward takes as long as: a row that travels over NVLink, or over a network; an exchange of
 next to nothing with its launches; a row in both parts, forward and backward.
 
-Of 32 query and 8 key-value heads of 128, flash-attn 4 on an H100 computes a pair in 24 ps; 4 KiB take 41 ns at the 100
-GB/s that NVLink carries with few multiprocessors and 178 ns at 23 GB/s, a small exchange 0.15 ms, a row in both parts
-30 ns (0.7 ms of 22,000 rows on the hybrid pack of docs/performance.md). With more key-value heads, or over a slower
-link, a slot may choose apart and wait."""
+Measured (docs/performance.md): of 32 query and 8 key-value heads of 128, flash-attn 4 on an H100 computes a pair in 24
+ps; 4 KiB take 47 ns at 87 GB/s, NVLink with few multiprocessors, and 178 ns at 23 GB/s; a small exchange takes 0.15 ms,
+a row in both parts 41 ns. Other heads, links and kernels, and keys that are fetched again, are not told apart."""
 _BACKWARD = 2.8
 """Times the forward that the backward of a pair takes."""
 
 
-def apart_is_faster(plan: Plan, slot: int, exchange: Exchange, *, far: bool = False) -> bool:
+def apart_is_faster(plan: Plan, slot: int, exchange: Exchange, near_slots: int | None = None) -> bool:
     """Whether waiting for what documents without foreign keys do not hide costs less than rows in both parts.
 
-    far: keys travel over a network.
+    near_slots: neighbouring slots whose keys travel over NVLink; None: all.
     """
     waiting = {fetch.doc for fetch in exchange.fetched}
     rows = beside = 0
@@ -30,7 +29,15 @@ def apart_is_faster(plan: Plan, slot: int, exchange: Exchange, *, far: bool = Fa
             rows += piece.stop - piece.start
         else:
             beside += pairs(piece.start, piece.stop)
-    travelling = max(sum(exchange.receive_rows), sum(exchange.send_rows))
-    message = _PAIRS_A_MESSAGE + travelling * (_PAIRS_A_FAR_ROW if far else _PAIRS_A_ROW)
+    message = _message_pairs(slot, exchange, near_slots or plan.context_size)
     waits = max(0, message - beside) + max(0, message - _BACKWARD * beside)
     return waits <= _PAIRS_A_MERGED_ROW * rows
+
+
+def _message_pairs(slot: int, exchange: Exchange, near_slots: int) -> int:
+    """The exchange in pairs; both kinds of link, and both ways, work side by side."""
+    near, far = [0, 0], [0, 0]
+    for way, peers in enumerate((exchange.receive_rows, exchange.send_rows)):
+        for peer, rows in enumerate(peers):
+            (near if peer // near_slots == slot // near_slots else far)[way] += rows
+    return _PAIRS_A_MESSAGE + max(_PAIRS_A_ROW * max(near), _PAIRS_A_FAR_ROW * max(far))

@@ -109,18 +109,24 @@ class SlotTables:
 
 
 def compile_tables(
-    plan: Plan, slot: int, window: int | None, device: torch.device, *, apart: bool | None = None, far: bool = False
+    plan: Plan,
+    slot: int,
+    window: int | None,
+    device: torch.device,
+    *,
+    apart: bool | None = None,
+    near_slots: int | None = None,
 ) -> SlotTables:
     """Tables of `slot` for layers that see the last `window` keys of a document (None: all of them).
 
     apart: the form; None takes the one predicted to be faster: merged on a CPU, whose kernel would need a mask for
-    causal segments of more keys than queries. far: keys travel over a network.
+    causal segments of more keys than queries. near_slots: see HsapMesh.
     """
     exchange = compile_exchange(plan, slot, window, device)
     if window is not None:
         apart = True
     elif apart is None:
-        apart = device.type == "cuda" and apart_is_faster(plan, slot, exchange, far=far)
+        apart = device.type == "cuda" and apart_is_faster(plan, slot, exchange, near_slots)
     pieces = plan.slots[slot]
     own = _by_document([(piece, row) for piece, row in zip(pieces, _rows_of(pieces), strict=True)])
     borrowed_spans = [Piece(fetch.doc, fetch.start, fetch.stop) for fetch in exchange.fetched]

@@ -38,12 +38,9 @@ class HsapMesh:
     replica: int
     num_replicas: int
     slots_per_node: int | None = None
-    """Neighbouring slots of a group that share a node; None where all of them do."""
-
-    @property
-    def far(self) -> bool:
-        """Whether keys travel over a network, or NCCL was told not to let GPUs read each other's memory."""
-        return self.slots_per_node is not None or os.environ.get("NCCL_P2P_DISABLE") == "1"
+    """Neighbouring slots of a group that share a node; None where all do, or nodes and groups do not line up."""
+    near_slots: int | None = None
+    """Neighbouring slots whose GPUs may read each other's memory; None: all of the group's."""
 
     def __deepcopy__(self, memo: object) -> HsapMesh:
         """A copied model (a reference model, say) shares its groups with the original."""
@@ -83,6 +80,9 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
         atexit.unregister(ending)
         atexit.register(ending)
     world_host = axis(host_world)
+    own_ranks = dist.get_node_local_rank(fallback_rank=dist.get_rank()) + 1
+    ranks = int(world_host.all_reduce_max(torch.tensor([own_ranks]), "count the ranks of a node")[0])
+    slots = slots_of_node(ranks, shape[1], plugin.ulysses_size)
     return HsapMesh(
         context=axis(mesh.get_group("context")),
         ulysses=axis(mesh.get_group("ulysses")),
@@ -91,7 +91,8 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
         world_host=world_host,
         replica=mesh.get_local_rank("replicas"),
         num_replicas=shape[0],
-        slots_per_node=_slots_per_node(world_host, shape[1], plugin.ulysses_size),
+        slots_per_node=None if slots == shape[1] else slots,
+        near_slots=1 if slots is None or os.environ.get("NCCL_P2P_DISABLE") == "1" else slots,
     )
 
 
@@ -121,12 +122,12 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def _slots_per_node(world: Axis, context_size: int, ulysses_size: int) -> int | None:
-    """None also where nodes and groups do not line up: then a document's owners are neighbours, no more."""
-    own = dist.get_node_local_rank(fallback_rank=dist.get_rank()) + 1
-    ranks = int(world.all_reduce_max(torch.tensor([own]), "count the ranks of a node")[0])
+def slots_of_node(ranks: int, context_size: int, ulysses_size: int) -> int | None:
+    """Slots of one group that share a node of so many ranks; None where nodes and groups do not line up."""
     slots, rest = divmod(ranks, ulysses_size)
-    return slots if rest == 0 and 0 < slots < context_size and context_size % slots == 0 else None
+    if rest or max(slots, context_size) % min(slots, context_size):
+        return None
+    return min(slots, context_size)
 
 
 def world_size() -> int:

@@ -54,7 +54,9 @@ class DealtBatch:
         if key not in self._calls:
             slot, device = self.mesh.context.rank, q_TNH.device
             if scores.window not in self.tables:
-                self.tables[scores.window] = compile_tables(self.plan, slot, scores.window, device, far=self.mesh.far)
+                self.tables[scores.window] = compile_tables(
+                    self.plan, slot, scores.window, device, near_slots=self.mesh.near_slots
+                )
             dtype = str(q_TNH.dtype).removeprefix("torch.")
             self._calls[key] = Call(
                 tables=self.tables[scores.window],

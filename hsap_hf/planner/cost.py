@@ -66,7 +66,7 @@ def waiting_seconds(attention: float, own_share: float, exchange: float, machine
     own = own_share * attention
     forward, backward = 4 / machine.forward_flops, 10 / machine.backward_flops
     parts = (own * direction / (forward + backward) for direction in (forward, backward))
-    return attention - own + sum(max(part, exchange / 2) for part in parts)
+    return attention + sum(max(0.0, exchange / 2 - part) for part in parts)
 
 
 def ulysses_bytes(slot_tokens: float, ulysses_size: int, model: Model) -> float:
@@ -84,7 +84,7 @@ def ulysses_seconds(slot_tokens: float, ulysses_size: int, model: Model, machine
 
 
 def slot_seconds(load: Load, model: Model, machine: Machine, ulysses_size: int = 1) -> list[float]:
-    """Every slot's time for one layer; its exchange runs beside its attention."""
+    """Every slot's time for one layer, if all attention hides the exchange (see `waiting_seconds` for what does)."""
     travel = load.traffic
     near, far = travel.near_most(), travel.far_most()
     return [

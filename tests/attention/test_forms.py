@@ -41,19 +41,19 @@ def test_merged_leaves_every_row_to_the_local_call_and_reads_borrowed_keys_only(
 
 
 @pytest.mark.parametrize(
-    ("pack", "far", "apart"),
+    ("pack", "near_slots", "apart"),
     [
-        ("one_long", False, [False, False]),
-        ("hybrid", False, [True, False]),
-        ("longtail", False, [True, True]),
-        ("longtail", True, [True, False]),
+        ("one_long", 2, [False, False]),
+        ("hybrid", 2, [True, False]),
+        ("longtail", None, [True, True]),
+        ("longtail", 1, [True, False]),
     ],
 )
-def test_a_slot_is_apart_where_waiting_costs_less_than_merging(pack, far, apart):
+def test_a_slot_is_apart_where_waiting_costs_less_than_merging(pack, near_slots, apart):
     """One-long has nothing beside its exchange, hybrid's second slot little, longtail enough, but for a network."""
     plan = compile_plan(mixes(65_536)[f"{pack}_64k"], 2)
     exchanges = [compile_exchange(plan, slot, None, CPU) for slot in (0, 1)]
-    assert [apart_is_faster(plan, slot, exchanges[slot], far=far) for slot in (0, 1)] == apart
+    assert [apart_is_faster(plan, slot, exchanges[slot], near_slots) for slot in (0, 1)] == apart
 
 
 def test_mixes_hold_the_tokens_they_are_named_after():

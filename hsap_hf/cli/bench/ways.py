@@ -59,7 +59,7 @@ def hsap_way(pack: WholePack, shape: Shape, mesh: HsapMesh, form: str = "auto") 
     start = sum(ranks[: ulysses.rank])
     rows = _pack_rows(plan, slot, device)[start : start + ranks[ulysses.rank]]
     call = Call(
-        tables=compile_tables(plan, slot, None, device, apart=FORMS[form], far=mesh.far),
+        tables=compile_tables(plan, slot, None, device, apart=FORMS[form], near_slots=mesh.near_slots),
         context=mesh.context,
         ulysses=ulysses,
         rows=ranks,
