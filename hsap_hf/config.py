@@ -108,3 +108,8 @@ class HsapPlugin:
 def launched_ranks() -> int:
     """Ranks that a launcher says it started; 1 where no launcher did."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def may_read_peers() -> bool:
+    """Whether NCCL may let GPUs of a node read each other's memory; without it keys travel as between nodes."""
+    return os.environ.get("NCCL_P2P_DISABLE") != "1"

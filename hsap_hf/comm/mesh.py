@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from hsap_hf.comm.axis import Axis, ProcessAxis
-from hsap_hf.config import HsapPlugin
+from hsap_hf.config import HsapPlugin, may_read_peers
 
 _MULTIPROCESSORS_A_SLOT, _MOST_MULTIPROCESSORS = 2, 16
 """Of a GPU, for the exchange. On two H100s NCCL would take 17 of 132. With 4 a message travels at half the speed, 87
@@ -92,7 +91,7 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
         replica=mesh.get_local_rank("replicas"),
         num_replicas=shape[0],
         slots_per_node=None if slots == shape[1] else slots,
-        near_slots=1 if slots is None or os.environ.get("NCCL_P2P_DISABLE") == "1" else slots,
+        near_slots=slots if slots is not None and may_read_peers() else 1,
     )
 
 
