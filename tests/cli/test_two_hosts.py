@@ -22,12 +22,12 @@ def on_two_hosts(folder, context_size, ulysses_size):
 def test_ulysses_ranks_share_a_host(tmp_path):
     told = on_two_hosts(tmp_path, 2, 2)
     assert [rank["ulysses"] for rank in told] == [[0, 1], [0, 1], [2, 3], [2, 3]]
-    assert {rank["slots_per_node"] for rank in told} == {1}
+    assert {(rank["slots_per_node"], rank["near_slots"]) for rank in told} == {(1, 1)}
 
 
 def test_documents_that_fit_a_host_stay_there(tmp_path):
     told = on_two_hosts(tmp_path, 4, 1)
-    assert {rank["slots_per_node"] for rank in told} == {2}
+    assert {(rank["slots_per_node"], rank["near_slots"]) for rank in told} == {(2, 2)}
     assert all(rank["received"] == rank["planned"] for rank in told)
     hosts = {tuple({slot // 2 for slot in slots}) for length, slots in told[0]["owners"] if length == 180}
     assert hosts == {(0,), (1,)}  # each of the long documents is cut, within its own host

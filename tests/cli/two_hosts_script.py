@@ -31,6 +31,7 @@ told = {
     "rank": arguments.process_index,
     "ulysses": mesh.ulysses.all_gather(torch.tensor([arguments.process_index]), "who is here").flatten().tolist(),
     "slots_per_node": mesh.slots_per_node,
+    "near_slots": mesh.near_slots,
     "owners": [[plan.lengths[doc], sorted({own.slot for own in owned})] for doc, owned in plan.cut_documents.items()],
     "slot": slot,
     "planned": planned,
