@@ -18,8 +18,8 @@ from hsap_hf.config import HsapPlugin, may_read_peers
 
 _MULTIPROCESSORS_A_SLOT, _MOST_MULTIPROCESSORS = 2, 16
 """Of a GPU, for the exchange. On two H100s NCCL would take 17 of 132. With 4 a message travels at half the speed, 87
-GB/s, but beside attention, which gets the others (docs/performance.md). Four GPUs got about 56 GB/s out of 4, which
-nothing hid: hence more for more slots."""
+GB/s, but beside attention, which gets the others (docs/performance.md). On four GPUs 4 were too few to hide it, hence
+more for more slots (not measured yet)."""
 
 
 @dataclass(frozen=True)

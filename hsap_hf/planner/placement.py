@@ -16,8 +16,7 @@ from hsap_hf.planner.window import window
 
 LINKS, SHAPE = H100_SLOW, QWEN3_0_6B
 """What drafts are judged on: a slow network and little attention for each key, whatever the run has, so that the plan
-depends on the pack alone. By the same prediction no reference pack loses more than 1 % of a Llama 8B's layer by it on
-NVLink, and none more than 3 % of a Qwen3 0.6B's."""
+depends on the pack alone."""
 BALANCED = 1.01
 """Largest work over the mean of a draft that may be chosen while another keeps to it."""
 SMALL_PACK = 1_024
