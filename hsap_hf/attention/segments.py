@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import numpy as np
@@ -27,13 +28,22 @@ class Segments:
     """Edges of the segments on the query axis, [num + 1] int32."""
     cu_k: Tensor
 
-    @property
+    @cached_property
     def max_q(self) -> int:
         return max(self.q_lengths)
 
-    @property
+    @cached_property
     def max_k(self) -> int:
         return max(self.k_lengths)
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        return np.array([self.q_lengths, self.k_lengths], dtype=np.int64)
+
+    def pairs_in_tiles(self, rows: int) -> int:
+        """Query-key pairs where queries come in tiles of so many rows, the last of a segment filled up."""
+        queries, keys = self._lengths
+        return int((-(-queries // rows) * rows * keys).sum())
 
 
 @dataclass(frozen=True)

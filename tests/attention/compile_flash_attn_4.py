@@ -15,7 +15,9 @@ MAJOR = int(sys.argv[1])
 """Of the compute capability, which FLASH_ATTENTION_ARCH and CUTE_DSL_ARCH tell the package."""
 flash_attn_4._capability = lambda: MAJOR
 KERNEL = flash_attn_4.FlashAttn4Kernel()
-HEADS, LENGTHS = 8, (700, 300)
+HEADS = 8
+LENGTHS = (700, 300), (1024, 512)
+"""With empty last tiles, and without."""
 WIDTHS = ((64, 64), (100, 100), (128, 128), (64, 96), (192, 128), (160, 160), (256, 256))
 CASES = [
     (*widths, kv_heads, causal, scores)
@@ -24,15 +26,17 @@ CASES = [
 ]
 
 
-def compile_case(head_dim: int, value_dim: int, kv_heads: int, causal: bool, scores: dict) -> None:
-    tokens = sum(LENGTHS)
+def compile_case(
+    lengths: tuple[int, ...], head_dim: int, value_dim: int, kv_heads: int, causal: bool, scores: dict
+) -> None:
+    tokens = sum(lengths)
 
     def new(heads: int, width: int) -> torch.Tensor:
         return torch.empty(tokens, heads, width, dtype=torch.bfloat16, device="cuda")
 
-    edges = torch.empty(len(LENGTHS) + 1, dtype=torch.int32, device="cuda")
+    edges = torch.empty(len(lengths) + 1, dtype=torch.int32, device="cuda")
     q, k, v = new(HEADS, head_dim), new(kv_heads, head_dim), new(kv_heads, value_dim)
-    problem = Problem(q, k, v, Segments(LENGTHS, LENGTHS, edges, edges), causal, Scores(0.1, **scores))
+    problem = Problem(q, k, v, Segments(lengths, lengths, edges, edges), causal, Scores(0.1, **scores))
     out, lse = KERNEL.forward(problem)
     grads = KERNEL.backward(problem, torch.empty_like(out), out, lse)
     assert [grad.shape for grad in grads] == [q.shape, k.shape, v.shape]
@@ -44,7 +48,8 @@ for case in CASES:
         continue
     with FakeTensorMode(allow_non_fake_inputs=True):
         try:
-            compile_case(*case)
+            for lengths in LENGTHS:
+                compile_case(lengths, *case)
         except Exception as error:  # whatever a compiler can raise
             failures += 1
             print(case, f"{type(error).__name__}: {str(error)[:200]}", flush=True)

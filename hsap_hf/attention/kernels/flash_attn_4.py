@@ -16,6 +16,9 @@ _HOPPER, _BLACKWELL = 9, (10, 11)
 kernels, which needs no GPU: full segments of 97 to 127 wide heads do not compile on Hopper."""
 _ONE_AT_A_TIME = Lock()
 """Its compiler aborts the process where two threads compile at once (seen with 4.0.0b36)."""
+_PACKING_COSTS = 1.03
+"""Times as long as a forward of whole tiles takes where each holds a whole group of query heads: 1.00 to 1.06 on an
+H100, most for full segments (docs/performance.md)."""
 
 
 class FlashAttn4Kernel(Kernel):
@@ -56,7 +59,13 @@ class FlashAttn4Kernel(Kernel):
 
         with _ONE_AT_A_TIME:
             out, lse, *_ = _flash_attn_fwd(
-                problem.q, problem.k, problem.v, return_lse=True, out=into, **_arguments(problem)
+                problem.q,
+                problem.k,
+                problem.v,
+                return_lse=True,
+                out=into,
+                pack_gqa=_packs_heads(problem),
+                **_arguments(problem),
             )
         return out, lse
 
@@ -79,6 +88,19 @@ class FlashAttn4Kernel(Kernel):
 def _capability() -> int | None:
     """The major compute capability of this process's GPU, asked once: every attention call needs it."""
     return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else None
+
+
+def _packs_heads(problem: Problem) -> bool | None:
+    """Whether a tile of its forward holds few queries of all heads that share keys, or many of one head.
+
+    None, the package's own choice, is the former, which only pays where segments would leave their last tiles empty.
+    """
+    group = problem.q.shape[1] // problem.k.shape[1]
+    if group == 1 or _capability() != _HOPPER:
+        return None
+    rows = 192 if problem.q.shape[-1] <= 96 else 128
+    packed = problem.segments.pairs_in_tiles(max(1, rows // group))
+    return problem.segments.pairs_in_tiles(rows) > _PACKING_COSTS * packed
 
 
 def _arguments(problem: Problem) -> dict[str, object]:
