@@ -75,7 +75,7 @@ def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Te
     if local is None or len(local.rows) < len(q):  # else the local part's results are those of the slot
         lse_dtype = torch.promote_types(q.dtype, torch.float32)
         results = q.new_empty((*q.shape[:2], v.shape[-1])), q.new_empty((q.shape[1], len(q)), dtype=lse_dtype)
-    lane = Lane(q.device, urgent=False, idle=call.tables.exchange.silent)
+    lane = Lane(q.device, idle=call.tables.exchange.silent)
     out, lse = _forward_local(call, q, k, v, results)
     with lane:
         borrowed = pending.wait()
@@ -104,7 +104,7 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
     grads = None
     if local is None or len(local.rows) < len(q):  # else the local part's gradients are those of the slot
         grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    lane = Lane(q.device, urgent=True, idle=exchange.silent)
+    lane = Lane(q.device, idle=exchange.silent)
     # On a GPU the lane overtakes what was launched before it; elsewhere the first to run decides what travels beside
     # the local part: keys that are fetched again, or the gradients of kept ones.
     local_first = q.is_cuda or again is not None

@@ -9,15 +9,15 @@ import torch
 
 
 class Lane:
-    """`with lane:` runs on a stream of its own, after all that was asked for before `Lane` was made.
+    """`with lane:` runs on a stream of higher priority, after all that was asked for before `Lane` was made.
 
-    Kernels of both streams then fill each other's last, half empty wave. An urgent lane overtakes the kernels beside
-    it, so that what it sends goes out as soon as it is there. `join()` lets the current stream wait for the lane; every
-    tensor of the lane must be used after it, or in the lane. Nothing where there is nothing to wait for, or no streams.
+    Kernels of both streams then fill each other's last, half empty wave, and what the lane sends goes out as soon as
+    it is there, not after the kernels beside it. `join()` lets the current stream wait for the lane; every tensor of
+    the lane must be used after it, or in the lane. Nothing where there is nothing to wait for, or no streams.
     """
 
-    def __init__(self, device: torch.device, *, urgent: bool, idle: bool) -> None:
-        self._stream = None if idle or device.type != "cuda" else _lane_stream(device, urgent)
+    def __init__(self, device: torch.device, *, idle: bool = False) -> None:
+        self._stream = None if idle or device.type != "cuda" else _lane_stream(device)
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
@@ -40,5 +40,5 @@ class Lane:
 
 
 @lru_cache
-def _lane_stream(device: torch.device, urgent: bool) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device, priority=-1 if urgent else 0)
+def _lane_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device, priority=-1)
