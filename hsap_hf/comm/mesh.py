@@ -16,10 +16,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from hsap_hf.comm.axis import Axis, ProcessAxis
 from hsap_hf.config import HsapPlugin, may_read_peers
 
-_MULTIPROCESSORS_A_SLOT, _MOST_MULTIPROCESSORS = 2, 16
+_MULTIPROCESSORS_A_NEIGHBOUR, _MOST_MULTIPROCESSORS = 4, 16
 """Of a GPU, for the exchange. On two H100s NCCL would take 17 of 132. With 4 a message travels at half the speed, 87
-GB/s, but beside attention, which gets the others (docs/performance.md). On four GPUs 4 were too few to hide it, hence
-more for more slots (not measured yet)."""
+GB/s, but beside attention, which gets the others; between four H200s 4 were too few to hide it, and 12 as good as 16 or
+24 (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _urgent(device_type: str, slots: int) -> dict[int | str, Any] | None:
     if device_type != "cuda":
         return None
     options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
-    options.config.max_ctas = min(_MULTIPROCESSORS_A_SLOT * slots, _MOST_MULTIPROCESSORS)
+    options.config.max_ctas = min(_MULTIPROCESSORS_A_NEIGHBOUR * max(slots - 1, 1), _MOST_MULTIPROCESSORS)
     return {"context": options}
 
 
