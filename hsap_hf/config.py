@@ -32,10 +32,6 @@ class HsapPlugin:
     """Keys of other slots, between forward and backward: kept, or fetched again, which costs an exchange and saves
     memory. "auto": kept while a layer's take no more than the slot's own tensors, or where it is recomputed anyway."""
 
-    peer_memory: bool = True
-    """Where all GPUs of a group, up to 8 slots, may read each other's memory, their copy engines fetch keys from there,
-    which takes 384 MiB a GPU and nothing from attention. False, and elsewhere: through NCCL."""
-
     max_tokens_per_rank: int | None = None
     """Refuse a pack that would deal more tokens than this to one rank. None: no limit."""
 

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hsap_hf.errors import CollectiveTimeoutError, HsapError, RankMismatchError
-from hsap_hf.planner import Layout
 
 
 @dataclass
@@ -55,18 +54,8 @@ class Axis(Protocol):
     @property
     def traffic(self) -> Traffic: ...
 
-    def all_to_all(
-        self,
-        send: Tensor,
-        send_rows: list[int],
-        receive_rows: list[int],
-        purpose: str,
-        layout: Layout | None = None,
-    ) -> Pending:
-        """Start an uneven all-to-all over dim 0: `send_rows[r]` rows go to rank r, `receive_rows[r]` come from it.
-
-        layout: where the others' rows for this rank are, for an axis whose ranks read each other's memory.
-        """
+    def all_to_all(self, send: Tensor, send_rows: list[int], receive_rows: list[int], purpose: str) -> Pending:
+        """Start an uneven all-to-all over dim 0: `send_rows[r]` rows go to rank r, `receive_rows[r]` come from it."""
 
     def all_gather(self, row: Tensor, purpose: str) -> Tensor:
         """[n] on each rank -> [size, n] on every rank; blocks."""
@@ -113,17 +102,14 @@ class ProcessAxis:
     def size(self) -> int:
         return dist.get_world_size(self.group)
 
-    def all_to_all(
-        self,
-        send: Tensor,
-        send_rows: list[int],
-        receive_rows: list[int],
-        purpose: str,
-        layout: Layout | None = None,
-    ) -> Pending:
+    def all_to_all(self, send: Tensor, send_rows: list[int], receive_rows: list[int], purpose: str) -> Pending:
         if self.size == 1:
             return Pending(send, None)
-        received, send = self.room(send, receive_rows), send.contiguous()
+        received = send.new_empty((sum(receive_rows), *send.shape[1:]))
+        if self.debug and received.is_floating_point():
+            received.fill_(torch.nan)
+        count_received(self.traffic, received, receive_rows, self.rank)
+        send = send.contiguous()
         with explained(purpose, self.timeout_seconds):
             work = dist.all_to_all_single(received, send, receive_rows, send_rows, group=self.group, async_op=True)
         assert work is not None
@@ -134,14 +120,6 @@ class ProcessAxis:
                 work.wait() if received.is_cuda else work.wait(timedelta(seconds=self.timeout_seconds))
 
         return Pending(received, finish, send)
-
-    def room(self, send: Tensor, receive_rows: list[int]) -> Tensor:
-        """For what is received, which is counted."""
-        received = send.new_empty((sum(receive_rows), *send.shape[1:]))
-        if self.debug and received.is_floating_point():
-            received.fill_(torch.nan)
-        count_received(self.traffic, received, receive_rows, self.rank)
-        return received
 
     def all_gather(self, row: Tensor, purpose: str) -> Tensor:
         gathered = row.new_empty((self.size, *row.shape))

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from hsap_hf.comm.axis import Axis, Pending
-from hsap_hf.comm.peer_memory import MOST_PEERS
 from hsap_hf.comm.rows import RowSums, take_rows
 from hsap_hf.comm.spans import index_tensor, span_rows
-from hsap_hf.planner import Fetch, Layout, Plan, fetches, layouts, sends
+from hsap_hf.planner import Fetch, Plan, fetches, sends
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,6 @@ class Exchange:
     """Slot rows from here on are not sent."""
     silent: bool
     """No slot of the group needs anything: nobody posts a collective."""
-    keys: Layout | None
-    """Of the messages with keys; None where no memory is shared."""
-    grads: Layout | None
-    """Of the messages with their gradients."""
 
 
 def compile_exchange(plan: Plan, slot: int, window: int | None, device: torch.device) -> Exchange:
@@ -60,9 +55,7 @@ def compile_exchange(plan: Plan, slot: int, window: int | None, device: torch.de
     order = index_tensor(rows, device)
     returns = RowSums(order, plan.tokens(slot))
     stop = int(rows.max(initial=-1)) + 1
-    silent = not plan.cut_documents
-    shared = layouts(plan, slot, window) if plan.context_size <= MOST_PEERS and not silent else (None, None)
-    return Exchange(order, send_rows, receive_rows, fetched, returns, stop, silent, *shared)
+    return Exchange(order, send_rows, receive_rows, fetched, returns, stop, not plan.cut_documents)
 
 
 def fetch_keys(k_SGH: Tensor, v_SGH: Tensor, exchange: Exchange, axis: Axis) -> Pending:
@@ -70,7 +63,7 @@ def fetch_keys(k_SGH: Tensor, v_SGH: Tensor, exchange: Exchange, axis: Axis) -> 
     if exchange.silent:
         return Pending(torch.cat([k_SGH[:0], v_SGH[:0]], -1), None)
     send = take_rows((k_SGH, v_SGH), None, exchange.send_order)
-    return axis.all_to_all(send, exchange.send_rows, exchange.receive_rows, "exchange keys and values", exchange.keys)
+    return axis.all_to_all(send, exchange.send_rows, exchange.receive_rows, "exchange keys and values")
 
 
 def return_key_grads(grad_RGH: Tensor, exchange: Exchange, axis: Axis) -> Pending:
@@ -80,5 +73,4 @@ def return_key_grads(grad_RGH: Tensor, exchange: Exchange, axis: Axis) -> Pendin
     """
     if exchange.silent:
         return Pending(grad_RGH, None)
-    rows = exchange.receive_rows, exchange.send_rows
-    return axis.all_to_all(grad_RGH, *rows, "return gradients of keys and values", exchange.grads)
+    return axis.all_to_all(grad_RGH, exchange.receive_rows, exchange.send_rows, "return gradients of keys and values")

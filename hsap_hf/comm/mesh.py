@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from hsap_hf.comm.axis import Axis, ProcessAxis
-from hsap_hf.comm.peer_memory import MOST_PEERS, with_peer_memory
 from hsap_hf.config import HsapPlugin, may_read_peers
 
 _MULTIPROCESSORS_A_NEIGHBOUR, _MOST_MULTIPROCESSORS = 4, 16
@@ -83,12 +82,8 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
     own_ranks = dist.get_node_local_rank(fallback_rank=dist.get_rank()) + 1
     ranks = int(world_host.all_reduce_max(torch.tensor([own_ranks]), "count the ranks of a node")[0])
     slots = slots_of_node(ranks, shape[1], plugin.ulysses_size)
-    near_slots = slots if slots is not None and may_read_peers() else 1
-    context = axis(mesh.get_group("context"))
-    if plugin.peer_memory and device_type == "cuda" and 1 < shape[1] == near_slots <= MOST_PEERS:
-        context = with_peer_memory(context, world_host)
     return HsapMesh(
-        context=context,
+        context=axis(mesh.get_group("context")),
         ulysses=axis(mesh.get_group("ulysses")),
         group=axis(group.get_group()),
         group_host=axis(host_group),
@@ -96,7 +91,7 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
         replica=mesh.get_local_rank("replicas"),
         num_replicas=shape[0],
         slots_per_node=None if slots == shape[1] else slots,
-        near_slots=near_slots,
+        near_slots=slots if slots is not None and may_read_peers() else 1,
     )
 
 

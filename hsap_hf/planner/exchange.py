@@ -15,15 +15,6 @@ class Send(NamedTuple):
     stop: int
 
 
-class Layout(NamedTuple):
-    """Where a slot finds its rows in the messages of the others, each of which is ordered by receiver."""
-
-    starts: tuple[int, ...]
-    """By sender: its row at which those for this slot begin."""
-    most: int
-    """Rows of the longest message of all slots."""
-
-
 def fetches(plan: Plan, slot: int, window: int | None = None) -> tuple[Fetch, ...]:
     """Keys that `slot` needs and does not own, by (from_slot, doc, start).
 
@@ -52,20 +43,6 @@ def sends(plan: Plan, slot: int, window: int | None = None) -> tuple[Send, ...]:
             for row in mine:
                 found += [Send(receiver, doc, start, stop) for start, stop in _overlaps(row, needed)]
     return tuple(sorted(found))
-
-
-def layouts(plan: Plan, slot: int, window: int | None = None) -> tuple[Layout, Layout]:
-    """Of the messages that bring keys to `slot`, and of those that bring their gradients home. Costs all `fetches`."""
-    everyone = range(plan.context_size)
-    rows = [[0] * plan.context_size for _ in everyone]
-    for receiver in everyone:
-        for fetch in fetches(plan, receiver, window):
-            rows[receiver][fetch.from_slot] += fetch.stop - fetch.start
-    keys = Layout(
-        tuple(sum(rows[receiver][sender] for receiver in range(slot)) for sender in everyone),
-        max(map(sum, zip(*rows, strict=True))),
-    )
-    return keys, Layout(tuple(sum(sent[:slot]) for sent in rows), max(map(sum, rows)))
 
 
 def _cut_documents_on(plan: Plan, slot: int) -> Sequence[tuple[int, Sequence[Owned]]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -53,8 +52,7 @@ def measure(request: Request, device: torch.device, ranks: int) -> list[dict[str
 
 
 def _plugin(context_size: int, ulysses_size: int) -> HsapPlugin:
-    plugin = HsapPlugin.from_env()
-    return replace(plugin, context_size=context_size, ulysses_size=ulysses_size, timeout_seconds=_WAIT_SECONDS)
+    return HsapPlugin(context_size=context_size, ulysses_size=ulysses_size, timeout_seconds=_WAIT_SECONDS)
 
 
 def _link(device: torch.device) -> str:

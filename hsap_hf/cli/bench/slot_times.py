@@ -18,7 +18,7 @@ from hsap_hf.cli.bench.timing import median_ms
 from hsap_hf.cli.bench.whole_pack import Shape, WholePack, draw_pack
 from hsap_hf.comm import Traffic, share_heads
 from hsap_hf.comm.axis import Pending
-from hsap_hf.planner import Layout, Plan, compile_plan
+from hsap_hf.planner import Plan, compile_plan
 
 Run = Callable[[], object]
 
@@ -32,14 +32,7 @@ class FreeAxis:
     traffic: Traffic = field(default_factory=Traffic)
     _drawn: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    def all_to_all(
-        self,
-        send: Tensor,
-        send_rows: list[int],
-        receive_rows: list[int],
-        purpose: str,
-        layout: Layout | None = None,
-    ) -> Pending:
+    def all_to_all(self, send: Tensor, send_rows: list[int], receive_rows: list[int], purpose: str) -> Pending:
         shape = (sum(receive_rows), *send.shape[1:])
         if shape not in self._drawn:
             self._drawn[shape] = torch.randn(shape, device=send.device).to(send.dtype)

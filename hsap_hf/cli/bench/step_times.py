@@ -15,7 +15,6 @@ from transformers import TrainerCallback
 from hsap_hf.cli.bench.trace import EXCHANGE, device_spans, summary
 from hsap_hf.comm import HsapMesh, Traffic
 from hsap_hf.comm.axis import Axis, Pending
-from hsap_hf.planner import Layout
 
 
 @dataclass
@@ -53,15 +52,8 @@ class WatchedAxis:
     def traffic(self) -> Traffic:
         return self.axis.traffic
 
-    def all_to_all(
-        self,
-        send: Tensor,
-        send_rows: list[int],
-        receive_rows: list[int],
-        purpose: str,
-        layout: Layout | None = None,
-    ) -> Pending:
-        pending = self.axis.all_to_all(send, send_rows, receive_rows, purpose, layout)
+    def all_to_all(self, send: Tensor, send_rows: list[int], receive_rows: list[int], purpose: str) -> Pending:
+        pending = self.axis.all_to_all(send, send_rows, receive_rows, purpose)
         return pending if self.size == 1 else WatchedPending(pending, self.waits)
 
     def all_gather(self, row: Tensor, purpose: str) -> Tensor:
