@@ -1,5 +1,8 @@
 """Kernels agree on every segment shape, partial results merge exactly, and a kernel that cannot do it is refused."""
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -174,6 +177,31 @@ def test_flash_attn_4_says_what_it_cannot_do_on_this_gpu(monkeypatch, major, dim
 def test_flash_attn_4_computes_widths_it_has_kernels_for(monkeypatch, major, dims, group, widths):
     _on_gpu(monkeypatch, major)
     assert FlashAttn4Kernel().widths(*dims, group) == widths
+
+
+@pytest.mark.parametrize(
+    ("major", "group", "width", "lengths", "packed"),
+    [
+        (9, 4, 128, [1024, 512], False),
+        (9, 4, 128, [5000, 17, 1], False),  # the short ones have few keys
+        (9, 4, 128, [130] * 20, True),
+        (9, 4, 64, [1920], False),
+        (9, 4, 64, [1024], True),  # tiles of 192 rows
+        (9, 1, 128, [130] * 20, None),
+        (10, 4, 128, [1024, 512], None),
+    ],
+)
+def test_flash_attn_4_packs_heads_where_tiles_would_stay_empty(monkeypatch, major, group, width, lengths, packed):
+    _on_gpu(monkeypatch, major)
+    asked = {}
+    package = ModuleType("flash_attn.cute.interface")
+    package._flash_attn_fwd = lambda q, k, v, **words: asked.update(words) or (q, q)
+    for name in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    q, k = torch.empty(sum(lengths), 2 * group, width), torch.empty(sum(lengths), 2, width)
+    FlashAttn4Kernel().forward(Problem(q, k, k, segments(lengths, lengths), True, Scores(1.0)))
+    assert asked["pack_gqa"] is packed
 
 
 def _on_gpu(monkeypatch, major):
