@@ -52,6 +52,10 @@ def attention(
     form: Annotated[
         list[str] | None, typer.Option(help="How rows that wait for keys are attended: auto, apart, merged; several.")
     ] = None,
+    meeting: Annotated[
+        bool,
+        typer.Option("--meeting", help="Also the whole pack on every rank, all of which wait for each other."),
+    ] = False,
     baseline: Annotated[
         Path | None, typer.Option(help="Earlier --json output: exit 1 where a ratio of ours fell by more than 3 %.")
     ] = None,
@@ -70,7 +74,7 @@ def attention(
     shape = Shape(heads, kv_heads, head_dim, kernel)
     packs = _packs(lengths, pack, tokens)
     if nproc is None:
-        _refuse_without_ranks(split, slow_link, plot, trace, form, baseline)
+        _refuse_without_ranks(split, slow_link, plot, trace, form, meeting, baseline)
         rows = _time_alone(packs, context_size, shape, repeats)
         typer.echo(json.dumps(rows)) if as_json else _table(rows)
         return
@@ -83,6 +87,7 @@ def attention(
         shape=shape,
         repeats=repeats,
         forms=form or ["auto"],
+        meeting=meeting,
         trace_folder=None if trace is None else str(trace.absolute()),
     )
     rows = _time_ranks(request, nproc, slow_link, plot)
@@ -117,10 +122,11 @@ def _refuse_without_ranks(
     plot: Path | None,
     trace: Path | None,
     form: list[str] | None,
+    meeting: bool,
     baseline: Path | None,
 ) -> None:
     options = {"--split": split, "--slow-link": slow_link, "--plot": plot, "--trace": trace, "--form": form}
-    given = [name for name, value in {**options, "--baseline": baseline}.items() if value]
+    given = [name for name, value in {**options, "--meeting": meeting, "--baseline": baseline}.items() if value]
     if given:
         raise ConfigError(f"{', '.join(given)}: only with --nproc N, which measures on N ranks.")
 

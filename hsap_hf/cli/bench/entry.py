@@ -48,7 +48,8 @@ class Entry:
     def time(self, bench: Bench) -> None:
         """One more round."""
         forward, backward = bench.time(self.way.forward), bench.time(lambda: self.way.backward(self.saved))
-        self.times.append(bench.gather([forward.device, backward.device, forward.host, backward.host]))
+        device = [time.device / self.way.copies for time in (forward, backward)]
+        self.times.append(bench.gather([*device, forward.host, backward.host]))
 
     def milliseconds(self) -> float:
         """Forward and backward on the slower rank."""

@@ -17,7 +17,7 @@ from hsap_hf.cli.bench.job import answer
 from hsap_hf.cli.bench.measurement import ROUNDS, Bench
 from hsap_hf.cli.bench.peers import llama3_way, missing_peer, zigzag_way
 from hsap_hf.cli.bench.request import Request
-from hsap_hf.cli.bench.ways import Way, hsap_way
+from hsap_hf.cli.bench.ways import Way, hsap_way, meeting_way
 from hsap_hf.cli.bench.whole_pack import WholePack, draw_pack
 from hsap_hf.comm import build_mesh
 from hsap_hf.config import HsapPlugin
@@ -92,6 +92,8 @@ def _ways(bench: Bench, pack: WholePack) -> Iterator[tuple[str, str | None, Call
             yield name, f"{context}x{ulysses}", partial(hsap_way, pack, shape, bench.meshes[context, ulysses], form)
     if shape.heads % size == 0:
         yield "ulysses", f"1x{size}", partial(hsap_way, pack, shape, bench.meshes[1, size])
+    if bench.request.meeting:
+        yield "meeting", None, partial(meeting_way, pack, bench.mesh.group)
     if missing_peer(bench.device, pack.kernel) is None:
         yield "ring zigzag", None, partial(zigzag_way, pack, rank, size)
         for stride in range(1, shape.kv_heads + 1):

@@ -13,7 +13,7 @@ from torch import Tensor
 from hsap_hf.attention import Call, compile_tables
 from hsap_hf.attention.function import backward, forward
 from hsap_hf.cli.bench.whole_pack import Shape, WholePack
-from hsap_hf.comm import HsapMesh, rank_rows, share_heads
+from hsap_hf.comm import Axis, HsapMesh, rank_rows, share_heads
 from hsap_hf.comm.spans import index_tensor, span_rows
 from hsap_hf.planner import Plan, compile_plan, fetches, sends
 
@@ -44,6 +44,8 @@ class Way:
     """None where nobody counts."""
     counted: Callable[[], Received] | None = None
     """All that was received so far."""
+    copies: int = 1
+    """How often the ranks together compute the pack: times are divided by it."""
 
 
 FORMS = {"auto": None, "apart": True, "merged": False}
@@ -76,6 +78,27 @@ def hsap_way(pack: WholePack, shape: Shape, mesh: HsapMesh, form: str = "auto") 
         backward=lambda saved: backward(call, saved, own_grad)[:3],
         planned=planned_traffic(plan, slot, ulysses.rank, ulysses.size, shape, q.element_size()),
         counted=lambda: Received(context.rows, context.num_bytes + ulysses.traffic.num_bytes),
+    )
+
+
+def meeting_way(pack: WholePack, everyone: Axis) -> Way:
+    """The whole pack on every rank; all wait for each other at the start of every call.
+
+    What every way that exchanges something loses because ranks are now and then slower, each at another moment.
+    """
+    out, lse = pack.forward()
+    note, ones = torch.zeros((everyone.size, 1), dtype=torch.uint8, device=out.device), [1] * everyone.size
+
+    def met(run: Callable[[], Any]) -> Any:
+        everyone.all_to_all(note, ones, ones, "meet").wait()
+        return run()
+
+    return Way(
+        rows=torch.arange(len(out), device=out.device),
+        own=slice(None),
+        forward=lambda: (met(pack.forward)[0], None),
+        backward=lambda saved: met(lambda: pack.backward(out, lse)),
+        copies=everyone.size,
     )
 
 
