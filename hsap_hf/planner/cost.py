@@ -6,7 +6,7 @@ equal predicted times, to this order.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hsap_hf.planner.machine import Machine
 from hsap_hf.planner.model import Model
@@ -23,7 +23,13 @@ class Load:
     tokens: tuple[int, ...]
     work: tuple[int, ...]
     """Query-key pairs."""
+    own: tuple[int, ...]
+    """Those that need no keys of other slots: they are computed while keys travel."""
     traffic: Traffic
+
+    def all_hides(self) -> "Load":
+        """The same if all attention could be computed while keys travel."""
+        return replace(self, own=self.work)
 
 
 def linear_seconds(tokens: float, model: Model, machine: Machine) -> float:
@@ -58,7 +64,7 @@ def exchange_seconds(near: float, far: float, model: Model, machine: Machine, ul
 
 
 def waiting_seconds(attention: float, own_share: float, exchange: float, machine: Machine) -> float:
-    """Attention and exchange of one layer of one slot, forward and backward, where not all of it can hide keys.
+    """Attention and exchange of one layer of one slot, forward and backward.
 
     own_share: of the attention, needs no keys of others. In forward it runs while keys travel, and the rest waits for
     them; in backward the rest comes first, and it runs while gradients travel home.
@@ -84,17 +90,18 @@ def ulysses_seconds(slot_tokens: float, ulysses_size: int, model: Model, machine
 
 
 def slot_seconds(load: Load, model: Model, machine: Machine, ulysses_size: int = 1) -> list[float]:
-    """Every slot's time for one layer, if all attention hides the exchange (see `waiting_seconds` for what does)."""
-    travel = load.traffic
-    near, far = travel.near_most(), travel.far_most()
+    """Every slot's time for one layer."""
+    near, far = load.traffic.near_most(), load.traffic.far_most()
     return [
         linear_seconds(tokens / ulysses_size, model, machine)
         + ulysses_seconds(tokens, ulysses_size, model, machine)
-        + max(
+        + waiting_seconds(
             attention_seconds(tokens, work, model, machine) / ulysses_size,
+            own / max(work, 1),
             exchange_seconds(near[slot], far[slot], model, machine, ulysses_size),
+            machine,
         )
-        for slot, (tokens, work) in enumerate(zip(load.tokens, load.work, strict=True))
+        for slot, (tokens, work, own) in enumerate(zip(load.tokens, load.work, load.own, strict=True))
     ]
 
 

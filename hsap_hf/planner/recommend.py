@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hsap_hf.planner.cost import attention_seconds, exchange_seconds, layer_seconds, ulysses_seconds
+from hsap_hf.planner.cost import exchange_seconds, layer_seconds, ulysses_seconds
 from hsap_hf.planner.machine import Machine
 from hsap_hf.planner.model import Model
 from hsap_hf.planner.plan import compile_plan
@@ -43,22 +43,19 @@ def recommend(lengths: Sequence[int], num_ranks: int, model: Model, machine: Mac
     choices.sort(key=lambda choice: (round(choice[0], 7), choice[1]))
     found = []
     for seconds, ulysses_size, load in choices:
-        tokens, work = max(load.tokens), max(load.work)
-        trade = ulysses_seconds(tokens, ulysses_size, model, machine)
         near, far = max(load.traffic.near_most()), max(load.traffic.far_most())
         exchange = exchange_seconds(near, far, model, machine, ulysses_size)
-        attention = attention_seconds(tokens, work, model, machine) / ulysses_size
+        waits = seconds - layer_seconds(load.all_hides(), model, machine, ulysses_size)
         parts = []
         if ulysses_size > 1:
+            trade = ulysses_seconds(max(load.tokens), ulysses_size, model, machine)
             parts.append(f"trading heads for tokens takes {1e3 * trade:.2f} ms, which nothing hides")
-        if not exchange:
-            parts.append("no keys travel")
-        elif exchange <= attention:
-            parts.append(f"{1e3 * exchange:.2f} ms of keys hide behind {1e3 * attention:.2f} ms of attention")
-        else:
+        if exchange:
             place = "between nodes" if far / machine.network_bytes > near / machine.node_bytes else "inside a node"
-            longer = 1e3 * (exchange - attention)
-            parts.append(f"keys {place} take {1e3 * exchange:.2f} ms, {longer:.2f} ms longer than attention")
+            hidden = f"{1e3 * waits:.2f} ms of that beside no attention" if waits > 5e-6 else "beside attention"
+            parts.append(f"keys {place} take {1e3 * exchange:.2f} ms, {hidden}")
+        else:
+            parts.append("no keys travel")
         found.append(Choice(num_ranks // ulysses_size, ulysses_size, seconds, "; ".join(parts)))
     return found
 

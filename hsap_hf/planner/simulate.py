@@ -1,4 +1,7 @@
-"""Placements side by side: what any of them gives every slot, and how long a layer then takes."""
+"""Placements side by side: what any of them gives every slot, and how long a layer then takes.
+
+Of placements alone: how much of their keys hides depends on the engine as well, so here all attention hides them.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -57,7 +60,7 @@ def simulate(
 def outcome(pack: str, placement: str, load: Load, model: Model, machine: Machine) -> Outcome:
     """The figures of one load."""
     slots, total = len(load.tokens), max(sum(load.tokens), 1)
-    seconds = layer_seconds(load, model, machine)
+    seconds = layer_seconds(load.all_hides(), model, machine)
     fetched, sent, far, _ = load.traffic
     return Outcome(
         pack=pack,

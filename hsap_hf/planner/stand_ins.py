@@ -12,7 +12,7 @@ from hsap_hf.planner.cost import Load
 from hsap_hf.planner.documents import pairs
 from hsap_hf.planner.pieces import Piece
 from hsap_hf.planner.plan import Plan
-from hsap_hf.planner.traffic import Traffic, exchanged
+from hsap_hf.planner.traffic import Traffic, exchanged, own_work
 
 HEAP_CHUNKS = 8
 """Chunks a slot in `equal_chunks` (MagiAttention's default)."""
@@ -24,8 +24,9 @@ Rows = Sequence[Sequence[tuple[int, int, int]]]
 def load_of(plan: Plan, ranks_per_node: int | None = None) -> Load:
     """The load of any plan, with so many consecutive slots in a node (None: all of them)."""
     slots = range(plan.context_size)
-    traffic = exchanged(plan.cut_documents.values(), plan.context_size, ranks_per_node)
-    return Load(tuple(map(plan.tokens, slots)), tuple(map(plan.work, slots)), traffic)
+    cut, work = plan.cut_documents.values(), tuple(map(plan.work, slots))
+    own = tuple(pairs // 2 for pairs in own_work(cut, [2 * mine for mine in work]))
+    return Load(tuple(map(plan.tokens, slots)), work, own, exchanged(cut, plan.context_size, ranks_per_node))
 
 
 def contiguous(lengths: Sequence[int], context_size: int, ranks_per_node: int | None = None) -> Load:
@@ -91,7 +92,7 @@ def power_of_two_groups(lengths: Sequence[int], context_size: int, ranks_per_nod
         for slot in range(first, first + size):
             fetched[slot] += lengths[doc]
             largest[slot] = max(largest[slot], size)
-    return Load(tuple(tokens), tuple(work), _around(fetched, largest, ranks_per_node))
+    return Load(tuple(tokens), tuple(work), tuple(work), _around(fetched, largest, ranks_per_node))
 
 
 STAND_INS: tuple[tuple[str, Callable[[Sequence[int], int, int | None], Load]], ...] = (
@@ -128,7 +129,7 @@ def _all_keys(rows: Rows, total: int, ranks_per_node: int | None) -> Load:
     tokens = tuple(sum(stop - start for _, start, stop in mine) for mine in rows)
     work = tuple(sum(pairs(start, stop) for _, start, stop in mine) for mine in rows)
     passed = [total - mine for mine in tokens]
-    return Load(tokens, work, _around(passed, [len(rows)] * len(rows), ranks_per_node))
+    return Load(tokens, work, work, _around(passed, [len(rows)] * len(rows), ranks_per_node))
 
 
 def _around(passed: Sequence[int], sizes: Sequence[int], ranks_per_node: int | None) -> Traffic:

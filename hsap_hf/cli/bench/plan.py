@@ -44,9 +44,10 @@ def plan(
     """Balance, traffic and predicted layer time (forward and backward) of placements. Predicted, not measured.
 
     Fetched and sent keys are in units of a slot's mean tokens, efficiency is the time with equal work and free
-    exchange over the predicted time. "plan ms" is measured: processor time of a plan, its fingerprint and one slot's
-    fetches and sends, the median of 9. "hsap_hf 8 x 4" is the recommended split, 8 slots of 4 Ulysses ranks, where that
-    is not Ulysses of 1.
+    exchange over the predicted time. Placements are compared as if all attention hid their keys. "hsap_hf runs 8 x 4"
+    is what our engine makes of the recommended split, 8 slots of 4 Ulysses ranks: only attention that needs none of
+    the keys hides them there. "plan ms" is measured: processor time of a plan, its fingerprint and one slot's fetches
+    and sends, the median of 9.
     """
     shape, target = read_model(model), read_machine(machine)
     packs = {name: found * copies for name, found in read_packs(lengths, pack).items()}
@@ -59,10 +60,10 @@ def plan(
             ]
             found[0]["plan_ms"] = _plan_ms(documents, size, node)
             best = recommend(documents, size, shape, target)[0]
-            if ranks_per_node is None and best.ulysses_size > 1:
+            if ranks_per_node is None:
                 ideal_ms = found[0]["layer_ms"] * found[0]["efficiency"]
                 ms = 1e3 * best.layer_seconds
-                split = f"hsap_hf {best.context_size} x {best.ulysses_size}"
+                split = f"hsap_hf runs {best.context_size} x {best.ulysses_size}"
                 found.insert(1, dict.fromkeys(found[0]) | {"pack": name, "context_size": size, "placement": split})
                 found[1] |= {"layer_ms": ms, "efficiency": ideal_ms / ms}
             rows += found
