@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hsap_hf.attention.kernels import Kernel, Problem, Scores
 from hsap_hf.attention.lane import Lane
@@ -55,14 +56,17 @@ class HsapAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
-        out, saved = forward(call, q, k, v, sinks)
+        with torch.autocast(q.device.type, enabled=False):  # kernels know what to compute in
+            out, saved = forward(call, q, k, v, sinks)
         ctx.call = call
         ctx.save_for_backward(*saved)
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-        return None, *backward(ctx.call, ctx.saved_tensors, grad_out)
+        with torch.autocast(grad_out.device.type, enabled=False):
+            return None, *backward(ctx.call, ctx.saved_tensors, grad_out)
 
 
 def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Tensor | None) -> tuple[Tensor, Saved]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import Any
 
 import torch
@@ -30,24 +31,29 @@ class HsapHandle:
 
     def __init__(self, model: nn.Module, plugin: HsapPlugin, mesh: HsapMesh | None) -> None:
         self.plugin, self.mesh = plugin, mesh
+        self.earlier_generate: Callable[..., Any] | None = None
+        """What the model itself had in place of its class's `generate`."""
         self.dealer: Dealer | None = None
         """What deals; None in a group of one rank."""
         self._undo: list[Callable[[], object]] = []
+        """Of this model, so that a copy of it undoes its own."""
+        self._undo_elsewhere: list[Callable[[], object]] = []
+        """Of what is there once: a copy leaves it alone."""
         base = causal_model(model)
         if mesh is None:
-            self.on_disable(base.register_forward_pre_hook(_without_cache, with_kwargs=True).remove)
+            self._undo.append(base.register_forward_pre_hook(_without_cache, with_kwargs=True).remove)
         else:
             patch = AttentionPatch(model)
             patch.apply()
-            self.on_disable(patch.undo)
+            self._undo.append(patch.undo)
             self.dealer = dealer = Dealer(plugin, mesh, patch, base.config.num_hidden_layers)
-            self.on_disable(base.register_forward_pre_hook(dealer.before_forward, with_kwargs=True).remove)
+            self._undo.append(base.register_forward_pre_hook(dealer.before_forward, with_kwargs=True).remove)
             after = base.register_forward_hook(dealer.after_forward, with_kwargs=True, always_call=True)
-            self.on_disable(after.remove)
-            self._keep_generate(base, patch)
+            self._undo.append(after.remove)
+            self._keep_generate(base)
             self._chain_excepthook()
         setattr(base, _HANDLE, self)
-        self.on_disable(partial(delattr, base, _HANDLE))
+        self._undo.append(partial(delattr, base, _HANDLE))
 
     @property
     def group_size(self) -> int:
@@ -73,18 +79,26 @@ class HsapHandle:
 
     def disable(self) -> None:
         """Restore the model exactly; calling it twice changes nothing."""
-        while self._undo:
-            self._undo.pop()()
+        for undo in (self._undo_elsewhere, self._undo):
+            while undo:
+                undo.pop()()
         self.dealer = None
 
     def on_disable(self, undo: Callable[[], object]) -> None:
-        """Let `disable` call `undo`, last change first."""
-        self._undo.append(undo)
+        """Let `disable` call `undo`, last change first. Not for changes of the model, which may be copied."""
+        self._undo_elsewhere.append(undo)
 
     def announce(self, error: BaseException) -> None:
         """Tell the other ranks that this one ends with `error`, so that they end with the same text, not a hang."""
         if self.mesh is not None:
             announce(self.mesh, NUM_FACTS, error)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HsapHandle:
+        """Of a copied model (a reference model, say)."""
+        twin = memo[id(self)] = object.__new__(type(self))
+        for name, value in vars(self).items():
+            setattr(twin, name, [] if name == "_undo_elsewhere" else copy.deepcopy(value, memo))
+        return twin
 
     def __enter__(self) -> HsapHandle:
         return self
@@ -96,19 +110,14 @@ class HsapHandle:
             self.announce(error)
         self.disable()
 
-    def _keep_generate(self, base: Any, patch: AttentionPatch) -> None:
-        """`generate` builds masks before its first forward: all of it runs on the stock attention."""
-        stock = base.generate
-
-        def generate(*args: Any, **kwargs: Any) -> Any:
-            patch.suspend()
-            try:
-                return stock(*args, **kwargs)
-            finally:
-                patch.resume()
-
-        base.generate = generate
-        self.on_disable(partial(vars(base).pop, "generate", None))
+    def _keep_generate(self, base: Any) -> None:
+        """Let `generate` run on the stock attention."""
+        self.earlier_generate = vars(base).get("generate")
+        base.generate = MethodType(_generate, base)
+        if self.earlier_generate is None:
+            self._undo.append(partial(delattr, base, "generate"))
+        else:
+            self._undo.append(partial(setattr, base, "generate", self.earlier_generate))
 
     def _chain_excepthook(self) -> None:
         """An error that ends this process is told to the others, also where no `with` block is around."""
@@ -195,6 +204,14 @@ def _check_heads(config: Any, ulysses_size: int) -> None:
         share_heads(heads, kv_heads, ulysses_size, torch.device("cpu"))
     elif ulysses_size > 1:
         raise ConfigError("the number of heads differs by layer or is not told. Use ulysses_size=1.")
+
+
+def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """In place of an enabled model's `generate`; of a copied model, for the copy."""
+    handle = vars(model)[_HANDLE]
+    stock = handle.earlier_generate or partial(type(model).generate, model)
+    with handle.dealer.patch.generation():
+        return stock(*args, **kwargs)
 
 
 def _without_cache(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -58,18 +58,19 @@ class Dealer:
         """Forward pre-hook."""
         names = list(inspect.signature(module.forward).parameters)
         batch = {**dict(zip(names, args, strict=False)), **kwargs}
+        shared = BATCH_KEY in batch or self.is_dealt(batch)
+        self.patch.switch(stock=not shared)  # said anew for every forward, however the one before ended
+        if not shared:
+            if module.training and torch.is_grad_enabled():
+                self._say_undealt()
+            return None
         if BATCH_KEY not in batch:
-            if not self.is_dealt(batch):
-                if module.training and torch.is_grad_enabled():
-                    self._say_undealt()
-                self.patch.suspend()
-                return None
             batch = self.dealt_arguments(batch)
             # the loss of what this rank brought is computed from logits, afterwards; TRL's own head gives no logits
             if not torch.is_grad_enabled() and not batch.get("fused_lm_head"):
                 del batch["labels"], batch["shift_labels"]
                 batch.pop("skip_logits", None)  # Trainer asks so where Liger's loss is on
-        if "labels" in batch:
+        if "labels" in batch and torch.is_grad_enabled():
             batch["num_items_in_batch"] = self._num_items(batch)
         return (), batch
 
@@ -77,11 +78,10 @@ class Dealer:
     def after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
         """Forward hook; also runs when the forward raised (`outputs` is then None)."""
         dealt: DealtBatch | None = kwargs.get(BATCH_KEY)
-        if dealt is None:
-            self.patch.resume()
+        self.patch.switch(stock=self.patch.generating > 0)
         if dealt is None or outputs is None:
             return None
-        if self.batches == 1 and dealt.attention_calls < self.num_layers:
+        if dealt.attention_calls < self.num_layers:
             raise UnsupportedModelError(
                 f"{type(module).__name__} has {self.num_layers} layers but asked for attention "
                 f"{dealt.attention_calls} times: some of its layers do not go through AttentionInterface."
@@ -103,7 +103,7 @@ class Dealer:
 
     def is_dealt(self, batch: dict[str, Any]) -> bool:
         """Whether a call with these arguments is shared with the group; all others take the stock attention."""
-        if batch.get("past_key_values") is not None:
+        if self.patch.generating or batch.get("past_key_values") is not None:
             return False
         if batch.get("labels") is not None or batch.get("shift_labels") is not None:
             return True

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from hsap_hf.errors import UnsupportedModelError
@@ -81,6 +82,7 @@ class _Returned(torch.autograd.Function):
         return batch.to_owners(dealt)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, own: Tensor) -> tuple[Tensor, None]:
         dealt = ctx.batch.deal.to_slots(ctx.batch.mesh.group, own.contiguous())
         return F.pad(dealt, (0, 0, 0, ctx.rows - len(dealt))), None

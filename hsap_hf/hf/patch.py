@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +24,8 @@ class AttentionPatch:
     _owners: list[tuple[nn.Module, Any]] = field(default_factory=list)
     _stock: list[tuple[Any, str]] = field(default_factory=list)
     """Our configs and the implementation each had."""
-    _suspended: int = 0
+    generating: int = 0
+    """Calls of `generate` under way: none of their forwards is shared."""
 
     def apply(self) -> None:
         """Switch attention. Raises UnsupportedModelError, and leaves nothing behind, where the model keeps its own."""
@@ -46,17 +49,21 @@ class AttentionPatch:
             self.undo()
             raise UnsupportedModelError(f"{type(self.model).__name__} does not let its attention be replaced.")
 
-    def suspend(self) -> None:
-        """Let forwards take the stock attention and the stock masks, until as many calls of `resume`."""
-        self._suspended += 1
+    def switch(self, *, stock: bool) -> None:
+        """Let forwards take the stock attention and the stock masks from now on, or HSAP's."""
         for config, name in self._stock:
-            config._attn_implementation_internal = name
+            config._attn_implementation_internal = name if stock else NAME
 
-    def resume(self) -> None:
-        """Back to HSAP."""
-        self._suspended -= 1
-        for config, _ in self._stock if not self._suspended else []:
-            config._attn_implementation_internal = NAME
+    @contextmanager
+    def generation(self) -> Iterator[None]:
+        """All of it on the stock attention: `generate` builds masks before its first forward."""
+        self.generating += 1
+        self.switch(stock=True)
+        try:
+            yield
+        finally:
+            self.generating -= 1
+            self.switch(stock=self.generating > 0)
 
     def undo(self) -> None:
         """Restore every attribute. A config that was changed meanwhile (a resized vocabulary, say) keeps the change."""

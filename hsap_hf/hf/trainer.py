@@ -16,7 +16,8 @@ def prepare_trainer(trainer: Any) -> None:
     belongs to the same, dealt tokens; sums over ranks stay what they are in data parallelism. Not needed for
     transformers.Trainer. TRL's trainers are exact without it too: what their heads compute per token then returns to
     the rank that brought the token, one small exchange a step that this call spares. Raises ConfigError where HSAP is
-    not enabled, or for `compute_metrics`, which would see another rank's tokens.
+    not enabled, for `compute_metrics`, which would see another rank's tokens, and without
+    `average_tokens_across_devices`, which makes loss and number of tokens belong together.
     """
     handle = handle_of(trainer.model)
     if handle is None:
@@ -25,6 +26,11 @@ def prepare_trainer(trainer: Any) -> None:
         raise ConfigError(
             "prepare_trainer: compute_metrics would get logits of dealt tokens. Leave prepare_trainer out and set "
             "return_logits='brought', or drop compute_metrics."
+        )
+    if not getattr(getattr(trainer, "args", None), "average_tokens_across_devices", True):
+        raise ConfigError(
+            "prepare_trainer: average_tokens_across_devices=False divides the loss of dealt tokens by the number that "
+            "this rank brought. Set it to True."
         )
     for name in ("label_smoother", "compute_loss_func"):
         if getattr(trainer, name, None) is not None:

@@ -115,21 +115,43 @@ def test_borrowed_keys_that_are_fetched_again_give_the_same_bits(apart, group, w
     assert sum(traffic[rank].rows for rank in slots) > 0
 
 
-@pytest.mark.parametrize("sinks", [False, True])
-def test_autograd_gives_what_forward_and_backward_by_hand_give(sinks):
-    pack = random_pack([9, 1, 4], window=5, sinks=sinks)
+def alone(pack, kernel):
+    """(leaves of autograd, the output, the pack's row of each of theirs) of one rank."""
     _, context, ulysses = loopback_grid(1, 1)[0]
-    device = pack.q.device
+    device, dtype = pack.q.device, str(pack.q.dtype).removeprefix("torch.")
     plan = compile_plan(pack.lengths, 1)
     order = [doc for doc, _, _ in plan.slots[0]]
     rows = torch.cat([torch.arange(sum(pack.lengths)).split(pack.lengths)[doc] for doc in order])
-    kernel = choose_kernel("sdpa", pack.scores, 8, 8, "float64", "cpu")
-    call = Call(
-        compile_tables(plan, 0, 5, device), context, ulysses, [14], share_heads(4, 2, 1, device), kernel, pack.scores
-    )
+    tables = compile_tables(plan, 0, pack.scores.window, device)
+    chosen = choose_kernel(kernel, pack.scores, 8, 8, dtype, "cpu")
+    call = Call(tables, context, ulysses, [len(rows)], share_heads(4, 2, 1, device), chosen, pack.scores)
     leaves = [x[rows].requires_grad_() for x in (pack.q, pack.k, pack.v)]
-    leaves += [pack.sinks.clone().requires_grad_()] if sinks else []
-    out = attend(call, *leaves)
+    leaves += [] if pack.sinks is None else [pack.sinks.clone().requires_grad_()]
+    return leaves, attend(call, *leaves), rows
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+def test_autograd_gives_what_forward_and_backward_by_hand_give(sinks):
+    pack = random_pack([9, 1, 4], window=5, sinks=sinks)
+    leaves, out, rows = alone(pack, "sdpa")
     grads = torch.autograd.grad(out, leaves, pack.grad[rows])
     got = [torch.empty_like(x).index_copy_(0, rows, x) for x in (out.detach(), *grads[:3])]
     assert largest_difference([*got, *grads[3:]], by_reference(pack)) <= 1e-10
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "dense"])
+def test_autocast_around_it_changes_no_bit(kernel):
+    pack, found = random_pack([9, 1, 4], dtype=torch.float32), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            leaves, out, rows = alone(pack, kernel)
+            found.append((out, *torch.autograd.grad(out, leaves, pack.grad[rows])))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "dense"])
+def test_gradients_of_gradients_are_refused_not_wrong(kernel):
+    leaves, out, _ = alone(random_pack([9, 1, 4]), kernel)
+    first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first[0].square().sum().backward()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hsap_hf.attention import Scores, all_kernels, choose_kernel
 from hsap_hf.attention.kernels import Problem
+from hsap_hf.attention.kernels.base import _not_loaded
 from hsap_hf.attention.kernels.dense import DenseKernel
 from hsap_hf.attention.kernels.flash_attn_4 import FlashAttn4Kernel
 from hsap_hf.attention.kernels.sdpa import SdpaKernel
@@ -156,7 +157,7 @@ def test_a_kernel_that_cannot_do_it_is_refused_with_the_reason(name, dims, softc
     ],
 )
 def test_flash_attn_4_says_what_it_cannot_do_on_this_gpu(monkeypatch, major, dims, scores, why):
-    monkeypatch.setattr("hsap_hf.attention.kernels.base._importable", lambda package: True)
+    monkeypatch.setattr("hsap_hf.attention.kernels.base._not_loaded", lambda package: None)
     _on_gpu(monkeypatch, major)
     found = FlashAttn4Kernel().missing(Scores(1.0, **scores), *dims, "bfloat16", "cuda")
     assert (found is None) if why is None else (why in found)
@@ -202,6 +203,26 @@ def test_flash_attn_4_packs_heads_where_tiles_would_stay_empty(monkeypatch, majo
     q, k = torch.empty(sum(lengths), 2 * group, width), torch.empty(sum(lengths), 2, width)
     FlashAttn4Kernel().forward(Problem(q, k, k, segments(lengths, lengths), True, Scores(1.0)))
     assert asked["pack_gqa"] is packed
+
+
+@pytest.fixture
+def broken_package(tmp_path, monkeypatch):
+    """A flash-attn that was built for another torch."""
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn" / "__init__.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
+    for name in [name for name in sys.modules if name.split(".")[0] == "flash_attn"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    _not_loaded.cache_clear()
+    yield
+    _not_loaded.cache_clear()
+
+
+def test_a_package_that_does_not_load_is_passed_over_and_named(broken_package):
+    assert choose_kernel("auto", Scores(1.0), 64, 64, "float32", "cpu").name == "sdpa"
+    assert choose_kernel("auto", Scores(1.0), 64, 64, "bfloat16", "cuda").name == "torch_flash"
+    with pytest.raises(ConfigError, match=r"installed, but does not load \(undefined symbol: _ZN3c10\): pip install"):
+        choose_kernel("flash_attn_4", Scores(1.0), 64, 64, "bfloat16", "cuda")
 
 
 def _on_gpu(monkeypatch, major):

@@ -1,14 +1,16 @@
 """Calls that would go wrong in silence, on one rank of the gloo pool."""
 
 import logging
+from contextlib import suppress
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
 from forward_runs import packed
 from small import small_llama
 
-from hsap_hf import HsapPlugin, enable_hsap
-from hsap_hf.errors import NonFiniteError, RankMismatchError
+from hsap_hf import HsapPlugin, enable_hsap, prepare_trainer
+from hsap_hf.errors import ConfigError, NonFiniteError, PackTooLargeError, RankMismatchError
 
 
 def autocast_losses():
@@ -127,3 +129,103 @@ def infinite_loss():
         except NonFiniteError as error:
             return str(error), any(parameter.grad is not None for parameter in model.parameters())
     return "accepted"
+
+
+PROMPT = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
+GREEDY = {"do_sample": False, "max_new_tokens": 5, "pad_token_id": 0}
+
+
+def _shared_loss(model):
+    """Of a batch whose document of 60 tokens both ranks of a group compute."""
+    batch = packed([9] if dist.get_rank() % 2 else [60, 7], seed=dist.get_rank())
+    with torch.no_grad():
+        return float(model(**batch, num_items_in_batch=76.0).loss)
+
+
+def losses_around_what_ended_early():
+    """Before, and after a batch that was refused and a generation that was interrupted, each with a stock call."""
+    model = small_llama(initializer_range=0.2).eval()
+    losses = []
+    with enable_hsap(model, HsapPlugin(context_size=2, max_tokens_per_rank=100)), torch.no_grad():
+        losses.append(_shared_loss(model))
+        try:
+            model(**packed([500]))
+        except PackTooLargeError:
+            model(**PROMPT)
+        losses.append(_shared_loss(model))
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        hook = model.lm_head.register_forward_hook(interrupt)
+        for call in (model.generate, model):
+            with suppress(KeyboardInterrupt):
+                call(**PROMPT)
+        hook.remove()
+        losses.append(_shared_loss(model))
+    return losses
+
+
+def generations_of_a_copy():
+    """(original, copy with other weights, that copy undone), and whether the original's own changes are still there."""
+    import copy
+    import sys
+
+    model = small_llama().eval()
+    with enable_hsap(model, HsapPlugin(context_size=2)):
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            twin.lm_head.weight.zero_()
+        found = [one.generate(**PROMPT, **GREEDY).tolist() for one in (model, twin)]
+        hook = sys.excepthook
+        twin.hsap_handle.disable()
+        found.append(twin.generate(**PROMPT, **GREEDY).tolist())
+        kept = sys.excepthook is hook and "generate" in vars(model) and "generate" not in vars(twin)
+    return found, kept
+
+
+def generation_of_ones_own():
+    """Of a model that was given its own `generate`: what it returns while enabled, and whether it is there after."""
+    model = small_llama()
+    model.generate = own = lambda *_: (model.config._attn_implementation, "own")
+    with enable_hsap(model, HsapPlugin(context_size=2)):
+        said = model.generate(1)
+    return said, model.generate is own
+
+
+def generation_without_a_cache():
+    """(stock, enabled and asked for logits) and the batches that were shared meanwhile."""
+    model = small_llama(initializer_range=0.2).eval()
+    stock = model.generate(**PROMPT, **GREEDY, use_cache=False).tolist()
+    with enable_hsap(model, HsapPlugin(context_size=2, return_logits="brought")) as handle:
+        ours = model.generate(**PROMPT, **GREEDY, use_cache=False).tolist()
+        return stock, ours, handle.report()["batches"]
+
+
+class OwnLoop:
+    """As much of a trainer as `prepare_trainer` asks for."""
+
+    def __init__(self, model, **args):
+        self.model, self.args = model, SimpleNamespace(**args)
+
+    def _prepare_inputs(self, inputs):
+        return inputs
+
+
+def evaluation_of_a_prepared_trainer():
+    """(stock, prepared) loss of what this rank brings, without num_items_in_batch; and why counts of its own are
+    refused."""
+    model = small_llama(initializer_range=0.2).eval()
+    batch = packed([9] if dist.get_rank() % 2 else [60, 7], seed=dist.get_rank())
+    call = {name: value for name, value in batch.items() if name != "cu_seqlens"}
+    with torch.no_grad():
+        stock = float(model(**call, use_cache=False).loss)
+        with enable_hsap(model, HsapPlugin(context_size=2)):
+            trainer = OwnLoop(model)
+            prepare_trainer(trainer)
+            ours = float(model(**trainer._prepare_inputs(batch)).loss)
+            try:
+                prepare_trainer(OwnLoop(model, average_tokens_across_devices=False))
+            except ConfigError as error:
+                return stock, ours, str(error)
+    return stock, ours, "accepted"

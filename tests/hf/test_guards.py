@@ -50,3 +50,30 @@ def test_an_infinite_loss_names_rank_and_documents_before_any_backward(gloo):
     assert "the loss is nan. This rank computes tokens of" in text
     assert "40" in text
     assert not has_gradient
+
+
+def test_what_ended_early_does_not_decide_what_later_batches_compute_with(gloo):
+    for before, *later in gloo.run("guard_runs:losses_around_what_ended_early"):
+        assert later == [before] * 2
+
+
+def test_a_copy_generates_with_its_own_weights_and_undoes_only_itself(gloo):
+    for (original, twin, undone), kept in gloo.run("guard_runs:generations_of_a_copy"):
+        assert original != twin == undone
+        assert kept
+
+
+def test_a_generate_that_the_model_was_given_runs_on_stock_attention_and_stays(gloo):
+    assert set(gloo.run("guard_runs:generation_of_ones_own")) == {(("sdpa", "own"), True)}
+
+
+def test_generation_without_a_cache_is_not_shared(gloo):
+    for stock, ours, batches in gloo.run("guard_runs:generation_without_a_cache"):
+        assert ours == stock
+        assert batches == 0
+
+
+def test_a_prepared_trainer_evaluates_what_its_rank_brought_and_counts_over_all_ranks(gloo):
+    for stock, ours, refused in gloo.run("guard_runs:evaluation_of_a_prepared_trainer"):
+        assert ours == pytest.approx(stock, rel=1e-5)
+        assert "average_tokens_across_devices=False" in refused

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -77,10 +79,11 @@ class Kernel(ABC):
 
     def missing(self, scores: Scores, head_dim: int, value_dim: int, dtype: str, device_type: str) -> str | None:
         """Why this kernel cannot do it, in words; None where it can."""
-        if self.package is not None and not _importable(self.package):
-            return f"it is not installed: {self.install}"
         if self.device_type not in (None, device_type):
             return f"it runs on {self.device_type}, not on {device_type}"
+        problem = None if self.package is None else _not_loaded(self.package)
+        if problem is not None:
+            return f"{problem}: {self.install}"
         if self.dtypes is not None and dtype not in self.dtypes:
             return f"it computes in {' or '.join(sorted(self.dtypes))}, not in {dtype}"
         if scores.softcap is not None and not self.has_softcap:
@@ -169,8 +172,14 @@ def varlen_words(problem: Problem) -> dict[str, object]:
     }
 
 
-def _importable(package: str) -> bool:
+@lru_cache
+def _not_loaded(package: str) -> str | None:
+    """Why it cannot be imported; None where it can. Built for another torch, it is there and does not load."""
     try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # a parent package is missing
-        return False
+        with warnings.catch_warnings(action="ignore"):
+            importlib.import_module(package)
+    except ModuleNotFoundError:
+        return "it is not installed"
+    except Exception as error:  # whatever its own code raises
+        return f"it is installed, but does not load ({(str(error) or repr(error)).splitlines()[0][:200]})"
+    return None
