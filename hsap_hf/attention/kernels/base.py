@@ -176,7 +176,8 @@ def varlen_words(problem: Problem) -> dict[str, object]:
 def _not_loaded(package: str) -> str | None:
     """Why it cannot be imported; None where it can. Built for another torch, it is there and does not load."""
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             importlib.import_module(package)
     except ModuleNotFoundError:
         return "it is not installed"
