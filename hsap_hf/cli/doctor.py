@@ -53,9 +53,11 @@ def doctor(
 def _calibrate(path: Path, nproc: int) -> None:
     """Measure, write the file, and say what was measured and what was not."""
     from hsap_hf.cli.calibrate import calibrate
+    from hsap_hf.cli.picture import check_folder
     from hsap_hf.cli.shapes import write_machine
     from hsap_hf.cli.terminal import console
 
+    check_folder(path, "--calibrate")
     machine = calibrate(nproc)
     write_machine(machine, path)
     console().print(
@@ -84,6 +86,8 @@ def _check(name: str) -> ModelReport:
     from hsap_hf.errors import ConfigError
     from hsap_hf.hf import check_model_support
 
+    if Path(name).suffix in (".yaml", ".yml"):
+        raise ConfigError(f"{name}: the doctor looks at a model: a folder, a hub name or a model_type, not a recipe.")
     try:
         config = AutoConfig.for_model(name) if name in CONFIG_MAPPING else AutoConfig.from_pretrained(name)
         with torch.device("meta"):

@@ -14,6 +14,8 @@ def read_lengths(text: str, pack: str | None) -> list[int]:
     content = _content(text)
     if isinstance(content, dict):
         return _named(content, pack, text)
+    if pack is not None:
+        raise ConfigError(f"--pack {pack}: {text[:80]!r} is one list of lengths and has no packs by name.")
     return _checked(content, text)
 
 
@@ -22,6 +24,8 @@ def read_packs(text: str, names: list[str] | None) -> dict[str, list[int]]:
     content = _content(text)
     if isinstance(content, dict):
         return {name: _named(content, name, text) for name in names or content.get("packs", {})}
+    if names:
+        raise ConfigError(f"--pack {names[0]}: {text[:80]!r} is one list of lengths and has no packs by name.")
     return {"pack": _checked(content, text)}
 
 
@@ -30,7 +34,8 @@ def _content(text: str) -> Any:
     try:
         return json.loads(path.read_text() if _is_file(path) else f"[{text.strip('[] ')}]")
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ConfigError(f"--lengths {text[:80]!r} is neither a JSON file nor a list like 900,40,8.") from None
+        kind = "no JSON" if _is_file(path) else "neither a file that is there nor a list like 900,40,8"
+        raise ConfigError(f"--lengths {text[:80]!r} is {kind}.") from None
 
 
 def _is_file(path: Path) -> bool:
@@ -42,12 +47,20 @@ def _is_file(path: Path) -> bool:
 
 def _named(content: dict[str, Any], pack: str | None, text: str) -> list[int]:
     packs = content.get("packs", {})
+    if not packs:
+        raise ConfigError(
+            f'{text} has no packs. Needed is a list of lengths, or {{"packs": {{"name": [900, 40, 8]}}}}.'
+        )
+    if pack is None:
+        raise ConfigError(f"{text} holds several packs. Choose one by --pack: {', '.join(packs)}.")
     if pack not in packs:
-        raise ConfigError(f"--pack {pack!r} is not in {text}. Choose one of: {', '.join(packs) or 'none there'}.")
+        raise ConfigError(f"--pack {pack!r} is not in {text}. Choose one of: {', '.join(packs)}.")
     return _checked(packs[pack], text)
 
 
 def _checked(content: Any, text: str) -> list[int]:
     if not isinstance(content, list):
         raise ConfigError(f"{text}: expected a list of lengths, got a {type(content).__name__}.")
+    if not content:
+        raise ConfigError(f"--lengths {text!r}: holds no document. Give a list like 900,40,8.")
     return content

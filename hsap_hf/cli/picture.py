@@ -47,9 +47,16 @@ def new_figure(path: Path, width: float, height: float) -> Any:
         raise ConfigError("drawing needs matplotlib: pip install 'hsap-hf[plot]'.") from None
     if path.suffix not in (".svg", ".png", ".pdf"):
         raise ConfigError(f"--plot {path}: needs a name that ends in .svg, .png or .pdf.")
+    check_folder(path, "--plot")
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Raise ConfigError where a file cannot be written because its folder is not there."""
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{option} {path}: there is no folder {path.parent}. Make it, or name another file.")
 
 
 def save_figure(figure: Any, path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hsap_hf.errors import ConfigError
+
 Ranks = Annotated[int | None, typer.Option("--nproc", min=1, help="Ranks to start: one a GPU, or 2 on CPUs.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code from the hub repository.")]
 
@@ -60,5 +62,10 @@ def _run(recipe_file: Path, overrides: list[str], nproc: int | None, flags: list
 
     recipe = load_recipe(recipe_file, overrides)
     ranks = nproc or default_ranks(recipe)
-    recipe.hsap.context_for(ranks)
+    group = recipe.hsap.context_for(ranks) * recipe.hsap.ulysses_size
+    if "--verify" in flags and group == 1:
+        raise ConfigError(
+            f"nothing to verify: {ranks} ranks in groups of one share no documents. Use --nproc 2 or more, and "
+            f"hsap.context_size above 1 (it is {recipe.hsap.context_size})."
+        )
     raise typer.Exit(launch_recipe(recipe_file, ranks, [*overrides, *flags]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -81,7 +81,7 @@ def load_documents(
         if chosen is None and "input_ids" not in rows.column_names:
             if text_field not in rows.column_names:
                 raise ConfigError(_no_text(source, text_field, rows.column_names))
-            chosen = train_tokenizer((row[text_field] for row in rows), vocab_size)
+            chosen = train_tokenizer(_texts((row[text_field] for row in rows), source, text_field), vocab_size)
         documents = tokenize_rows(rows, chosen, text_field, source)
         lengths = [len(row) for row in documents["input_ids"]]
     kept = [i for i, length in enumerate(lengths) if max_document_tokens is None or length <= max_document_tokens]
@@ -191,9 +191,12 @@ def load_texts(source: str, *, split: str = "train", max_documents: int | None =
         else:
             rows = load_dataset(source, split=split)
     except Exception as error:  # datasets raises dozens of types; each means that there is no data to train on
+        said = (str(error) or "nothing to read").splitlines()[0][:300]
+        advice = "Give an existing file or folder, the name of a hub data set you can reach, or 'stdlib'."
+        if path.exists():
+            advice = "It is there and cannot be read: what datasets logged above says where. Mend or convert it."
         raise ConfigError(
-            f"data.source {source!r}, split {split!r}: {type(error).__name__}: {str(error).splitlines()[0][:300]}\n"
-            "Give an existing file or folder, the name of a hub data set you can reach, or 'stdlib'."
+            f"data.source {source!r}, split {split!r}: {type(error).__name__}: {said}\n{advice}"
         ) from error
     if max_documents is not None and max_documents < len(rows):
         rows = rows.shuffle(seed=seed).select(range(max_documents))
@@ -211,7 +214,7 @@ def tokenize_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase | None, text
     if text_field in rows.column_names:
 
         def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-            return {"input_ids": tokenize(batch[text_field], tokenizer)}
+            return {"input_ids": tokenize(_texts(batch[text_field], source, text_field), tokenizer)}
 
     elif "messages" in rows.column_names:
         if not getattr(tokenizer, "chat_template", None):
@@ -246,6 +249,16 @@ def _no_text(source: str, text_field: str, columns: Sequence[str]) -> str:
         f"data.source {source!r} has the columns {', '.join(columns)}; needed is {text_field!r}, messages (with a "
         "tokenizer that has a chat template) or input_ids. Name the text column in data.text_field."
     )
+
+
+def _texts(values: Iterable[Any], source: str, field: str) -> Iterator[str]:
+    for value in values:
+        if not isinstance(value, str):
+            raise ConfigError(
+                f"data.source {source!r}: {field!r} of a row is a {type(value).__name__} ({str(value)[:40]}), needs a "
+                f"text. Drop such rows, or name another column in data.text_field."
+            )
+        yield value
 
 
 def _sample(texts: Iterable[str]) -> Iterable[str]:

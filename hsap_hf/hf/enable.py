@@ -147,6 +147,9 @@ def enable_hsap(model: nn.Module, plugin: HsapPlugin | None = None) -> HsapHandl
     """
     base, error, shared = causal_model(model), None, False
     try:
+        if not isinstance(plugin, HsapPlugin | None):
+            plugin, got = None, type(plugin).__name__
+            raise ConfigError(f"enable_hsap: plugin is a {got}, needs HsapPlugin(context_size=...) or None.")
         plugin = plugin or HsapPlugin.from_env()
         shared = _check(base, plugin)
     except Exception as problem:  # whatever it is, every rank of the job must hear of it

@@ -186,8 +186,9 @@ class Dealer:
             self.said_undealt = True
             logging.getLogger("hsap_hf").warning(
                 "a training forward without labels is not shared with the group: it takes the stock attention on this "
-                "rank's own batch. Where a trainer takes the labels away (label_smoothing_factor, compute_loss_func), "
-                "leave that out; where it builds its own loss, see hsap_hf.prepare_trainer."
+                "rank's own batch. A data collator must give them, as HsapDataCollator does. Where a trainer takes the "
+                "labels away (label_smoothing_factor, compute_loss_func), leave that out; where it builds its own "
+                "loss, see hsap_hf.prepare_trainer."
             )
 
     def _check_finite(self, dealt: DealtBatch, loss: Tensor) -> None:

@@ -25,7 +25,7 @@ def show_banner(
     key_value_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     lengths = [span.tokens for index in range(dataset.num_packs) for span in dataset.pack(index)]
     rows = {
-        "mesh": handle.mesh.describe() if handle.mesh else "1 rank: stock attention, nothing to share",
+        "mesh": handle.mesh.describe() if handle.mesh else "groups of one rank: stock attention, nothing to share",
         "packs": f"{dataset.num_packs} of at most {recipe.packing.pack_tokens:,} tokens, dealt to one group each",
         "documents": f"{dataset.num_documents}, {dataset.num_tokens:,} tokens, {min(lengths):,} to {max(lengths):,}",
         "left out": f"{corpus.num_too_long} too long, {dataset.num_split_documents} split at the pack size",
@@ -52,7 +52,7 @@ def show_result(history: list[dict[str, Any]]) -> None:
 def show_proof(proof: Proof | None) -> None:
     """The proof as a table; says so where there was nothing to prove."""
     if proof is None:
-        Console().print("no proof: one rank shares with nobody. Run with --nproc 2 or more.")
+        Console().print("no proof: groups of one rank share nothing. Use 2 ranks or more, and context_size above 1.")
         return
     table = Table(title="proof: one step with HSAP against plain data parallelism", title_justify="left")
     for column in ("what", "HSAP", "stock", "difference", "allowed"):

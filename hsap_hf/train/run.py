@@ -56,7 +56,7 @@ def run(recipe: Recipe, *, only_verify: bool = False, trust_remote_code: bool = 
         )
     if chief and wants_proof:
         show_proof(proof)
-    return proof is None or proof.passed
+    return proof.passed if proof is not None else not only_verify
 
 
 def _train(trainer: Trainer) -> None:

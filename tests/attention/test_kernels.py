@@ -205,6 +205,11 @@ def test_flash_attn_4_packs_heads_where_tiles_would_stay_empty(monkeypatch, majo
     assert asked["pack_gqa"] is packed
 
 
+def test_a_kernel_that_does_not_exist_is_refused_with_those_that_do():
+    with pytest.raises(ConfigError, match=r"kernel 'foo': not one of auto, flash_attn_4, .*, sdpa, dense"):
+        choose_kernel("foo", Scores(1.0), 64, 64, "float32", "cpu")
+
+
 @pytest.fixture
 def broken_package(tmp_path, monkeypatch):
     """A flash-attn that was built for another torch."""

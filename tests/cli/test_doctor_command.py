@@ -1,5 +1,6 @@
 """`hsap doctor` tells what this machine can run, and whether a model can be trained exactly."""
 
+import pytest
 import torch
 from transformers import AutoConfig
 
@@ -40,6 +41,14 @@ def test_a_model_that_is_not_there_is_a_bad_configuration(hsap, tmp_path, monkey
     code, _, err = hsap("doctor", tmp_path / "nothing")
     assert code == 2
     assert err.startswith("ConfigError: ")
+
+
+def test_what_the_doctor_cannot_look_at_or_write_is_said_first(hsap, tmp_path, monkeypatch):
+    monkeypatch.setattr("hsap_hf.cli.calibrate.calibrate", lambda ranks: pytest.fail("measured"))
+    code, _, err = hsap("doctor", "--calibrate", tmp_path / "nowhere" / "machine.json")
+    assert (code, "there is no folder" in err) == (2, True)
+    code, _, err = hsap("doctor", "recipes/quickstart_cpu.yaml")
+    assert (code, "not a recipe" in err) == (2, True)
 
 
 def test_help_names_every_command(hsap):

@@ -41,6 +41,14 @@ def test_ranks_that_do_not_fill_groups_are_refused_before_any_rank_starts(tmp_pa
     assert "= 2 does not divide the 3 launched processes. Launch a multiple of 2" in err
 
 
+def test_groups_of_one_have_nothing_to_verify(hsap, monkeypatch):
+    monkeypatch.setattr("hsap_hf.train.launch.launch_ranks", lambda *_: pytest.fail("ranks were started"))
+    for words in (["--nproc", 1], ["--nproc", 2, "hsap.context_size=1"]):
+        code, _, err = hsap("verify", "recipes/quickstart_cpu.yaml", *words)
+        assert code == 2
+        assert "in groups of one share no documents" in err
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [

@@ -126,6 +126,7 @@ def test_sources_that_cannot_be_read_are_refused_with_a_way_out(tmp_path, monkey
     chat = write(tmp_path, "chat.jsonl", [{"messages": [{"role": "user", "content": "hi"}]}])
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "nothing.jsonl").write_text("")
     for source, options, text in [
         (write(tmp_path, "a.jsonl", [{"body": "x"}]), {}, "has the columns body; needed is 'text', messages"),
         (chat, {}, "has the columns messages; needed is 'text', messages (with a tokenizer that has a chat template)"),
@@ -133,6 +134,12 @@ def test_sources_that_cannot_be_read_are_refused_with_a_way_out(tmp_path, monkey
         (str(tmp_path / "empty"), {}, "found: no such file. Point data.source at one kind"),
         (str(tmp_path / "a.txt"), {}, "needed is a file, or a folder of files of one kind, out of .jsonl, .json"),
         (chat, {"split": "test"}, "split 'test': ValueError: Unknown split"),
+        (
+            write(tmp_path, "c.jsonl", [{"text": "x"}, {"text": None}]),
+            {},
+            "'text' of a row is a NoneType",
+        ),
+        (str(tmp_path / "nothing.jsonl"), {}, "It is there and cannot be read"),
         ("nobody/nothing", {}, "Give an existing file or folder, the name of a hub data set you can reach"),
         ("stdlib", {"vocab_size": 100}, "vocab_size is 100; a byte-level vocabulary starts with 256 bytes and 2"),
         ("stdlib", {"tokenizer": str(tmp_path / "empty")}, "Give a folder or hub name that holds a tokenizer"),

@@ -117,6 +117,11 @@ def test_disabling_a_model_that_was_never_enabled_changes_nothing():
     assert vars(model) == before
 
 
+def test_what_is_no_plugin_is_refused_by_its_type():
+    with pytest.raises(ConfigError, match="plugin is a dict, needs HsapPlugin"):
+        enable_hsap(small_llama(), {"context_size": 2})
+
+
 def test_without_launched_ranks_a_larger_group_is_refused():
     with pytest.raises(ConfigError, match=r"context_size \(2\) .* = 2 does not divide the 1 launched"):
         enable_hsap(small_llama(), HsapPlugin(context_size=2))

@@ -143,6 +143,8 @@ BAD = [
     ),
     ({}, ["training.warmup_ratio=0.1"], "transformers 5 has no 'warmup_ratio'. warmup_steps takes a fraction too"),
     ({}, ["training.evaluation_strategy=steps"], "transformers 5 has no 'evaluation_strategy'. Use eval_strategy."),
+    ({}, ["training.fsdp=true", "training.use_cpu=true"], "training.fsdp: accelerate shards on GPUs only"),
+    ({}, ["training.gradient_accumulation_steps=0"], "training.gradient_accumulation_steps: got 0, needs at least 1"),
     ({}, ["training.group_by_length=true"], "transformers 5 has no 'group_by_length'. Leave it out"),
     ({}, ["training.per_device_train_batch_size=2"], "training.per_device_train_batch_size: got 2, HSAP needs 1: one"),
     ({}, ["training.train_sampling_strategy=random"], "got 'random', HSAP needs 'sequential': the parts of a pack"),

@@ -32,6 +32,8 @@ def all_kernels() -> tuple[Kernel, ...]:
 def choose_kernel(wanted: str, scores: Scores, head_dim: int, value_dim: int, dtype: str, device_type: str) -> Kernel:
     """The kernel named `wanted`, or with "auto" the fastest that can do it. Raises ConfigError with every reason."""
     reasons: list[str] = []
+    if wanted not in ("auto", *(kernel.name for kernel in all_kernels())):
+        raise ConfigError(f"kernel {wanted!r}: not one of auto, {', '.join(kernel.name for kernel in all_kernels())}.")
     for kernel in all_kernels():
         if wanted in ("auto", kernel.name):
             reason = kernel.missing(scores, head_dim, value_dim, dtype, device_type)
