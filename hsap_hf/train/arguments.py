@@ -108,7 +108,7 @@ def training_problems(values: Mapping[str, Any]) -> list[str]:
     hints = get_type_hints(TrainingArguments)
     for name, value in others.items():
         problems += _choice_problems(name, value, hints.get(name))
-    if current.get("fsdp") and current.get("use_cpu"):
+    if isinstance(fsdp := current.get("fsdp"), bool | str) and fsdp and current.get("use_cpu"):
         problems.append("training.fsdp: accelerate shards on GPUs only. Leave out this or use_cpu.")
     if current.get("gradient_accumulation_steps") in (0, False):
         problems.append("training.gradient_accumulation_steps: got 0, needs at least 1.")

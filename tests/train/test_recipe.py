@@ -78,8 +78,8 @@ def test_overrides_reach_any_depth(recipe):
 
 
 def test_fsdp_is_a_switch_as_transformers_documents_it(recipe):
-    assert recipe("training.fsdp=true").training["fsdp"] is True
-    assert recipe("training.fsdp=full_shard").training["fsdp"] == "full_shard"
+    assert recipe("training.fsdp=true", "training.use_cpu=false").training["fsdp"] is True
+    assert recipe("training.fsdp=full_shard", "training.use_cpu=false").training["fsdp"] == "full_shard"
 
 
 def test_trainer_reads_packs_through_our_collator(recipe):
