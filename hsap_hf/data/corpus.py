@@ -6,20 +6,18 @@ import random
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hsap_hf.data.tables import checked_texts, load_texts, no_text, tokenize, tokenize_rows
 from hsap_hf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 STDLIB = "stdlib"
-BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 _NOT_LIBRARY = {
     *("test", "tests", "site-packages", "dist-packages", "__pycache__"),
@@ -42,6 +40,27 @@ class Corpus:
 
     num_too_long: int = 0
     """Documents left out because they exceed `max_document_tokens`."""
+
+    def check_ids(self, vocabulary: int) -> None:
+        """Raise ConfigError where a document holds a token id outside [0, vocabulary): on a GPU that ends the job."""
+        low, high = 0, 0
+        for ids in self._ids():
+            if len(ids):
+                low, high = min(low, int(ids.min())), max(high, int(ids.max()))
+        if low < 0 or high >= vocabulary:
+            raise ConfigError(
+                f"a document holds token id {low if low < 0 else high}, the model's vocabulary has {vocabulary:,} "
+                f"entries. Tokenize with the model's own tokenizer, or set a larger vocab_size."
+            )
+
+    def _ids(self) -> Iterator[np.ndarray]:
+        """Token ids of some documents at a time."""
+        if isinstance(self.documents, list):
+            yield from map(np.asarray, self.documents)
+            return
+        for rows in self.documents.with_format("arrow").iter(1_000):  # type: ignore[attr-defined]
+            for chunk in rows["input_ids"].chunks:
+                yield chunk.flatten().to_numpy(zero_copy_only=False)
 
 
 def load_documents(
@@ -80,8 +99,8 @@ def load_documents(
         rows = load_texts(source, split=split, max_documents=max_documents, seed=seed)
         if chosen is None and "input_ids" not in rows.column_names:
             if text_field not in rows.column_names:
-                raise ConfigError(_no_text(source, text_field, rows.column_names))
-            chosen = train_tokenizer(_texts((row[text_field] for row in rows), source, text_field), vocab_size)
+                raise ConfigError(no_text(source, text_field, rows.column_names))
+            chosen = train_tokenizer(checked_texts((row[text_field] for row in rows), source, text_field), vocab_size)
         documents = tokenize_rows(rows, chosen, text_field, source)
         lengths = [len(row) for row in documents["input_ids"]]
     kept = [i for i, length in enumerate(lengths) if max_document_tokens is None or length <= max_document_tokens]
@@ -149,89 +168,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=special[0], eos_token=special[1])
 
 
-def tokenize(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool = True
-) -> list[np.ndarray]:
-    """Token ids int32[tokens] of each text, closed by the tokenizer's end-of-sequence token where it has one."""
-    end = tokenizer.eos_token_id
-    documents = []
-    remaining = iter(texts)
-    while batch := list(islice(remaining, 256)):
-        for ids in tokenizer(
-            batch,
-            add_special_tokens=add_special_tokens,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # no warning about lengths: packs take any
-        )["input_ids"]:
-            closing = [] if end is None or ids[-1:] == [end] else [end]
-            documents.append(np.asarray(ids + closing, dtype=np.int32))
-    return documents
-
-
-def load_texts(source: str, *, split: str = "train", max_documents: int | None = None, seed: int = 0) -> Dataset:
-    """Rows of a file, of all readable files in a folder, or of a hub data set, through datasets.load_dataset.
-
-    Raises ConfigError with the reason and a way out where they cannot be read.
-    """
-    from datasets import load_dataset
-
-    path = Path(source).expanduser()
-    files = sorted(p for p in path.rglob("*") if p.suffix in BUILDERS) if path.is_dir() else [path]
-    builders = {BUILDERS.get(file.suffix) for file in files}
-    if path.exists() and (len(builders) != 1 or None in builders):
-        found = ", ".join(sorted(filter(None, builders))) or "no such file"
-        raise ConfigError(
-            f"data.source {source!r}: needed is a file, or a folder of files of one kind, out of "
-            f"{', '.join(BUILDERS)}; found: {found}. Point data.source at one kind, or convert the files."
-        )
-    try:
-        if path.exists():
-            rows = load_dataset(builders.pop(), data_files=[str(file) for file in files], split=split)
-        else:
-            rows = load_dataset(source, split=split)
-    except Exception as error:  # datasets raises dozens of types; each means that there is no data to train on
-        said = (str(error) or "nothing to read").splitlines()[0][:300]
-        advice = "Give an existing file or folder, the name of a hub data set you can reach, or 'stdlib'."
-        if path.exists():
-            advice = "It is there and cannot be read: what datasets logged above says where. Mend or convert it."
-        raise ConfigError(
-            f"data.source {source!r}, split {split!r}: {type(error).__name__}: {said}\n{advice}"
-        ) from error
-    if max_documents is not None and max_documents < len(rows):
-        rows = rows.shuffle(seed=seed).select(range(max_documents))
-    return rows
-
-
-def tokenize_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase | None, text_field: str, source: str) -> Dataset:
-    """Rows with `input_ids`, and `labels` where they came with them.
-
-    A row is tokenized already (`input_ids`), a conversation (`messages`, laid out by the tokenizer's chat template),
-    or a text (`text_field`).
-    """
-    if "input_ids" in rows.column_names:
-        return rows.select_columns([name for name in ("input_ids", "labels") if name in rows.column_names])
-    if text_field in rows.column_names:
-
-        def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-            return {"input_ids": tokenize(_texts(batch[text_field], source, text_field), tokenizer)}
-
-    elif "messages" in rows.column_names:
-        if not getattr(tokenizer, "chat_template", None):
-            raise ConfigError(
-                f"data.source {source!r} holds conversations (messages), but the tokenizer has no chat template. "
-                "Name a tokenizer that has one in data.tokenizer, or bring a text column."
-            )
-
-        def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-            texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in batch["messages"]]
-            return {"input_ids": tokenize(texts, tokenizer, add_special_tokens=False)}
-
-    else:
-        raise ConfigError(_no_text(source, text_field, rows.column_names))
-    return rows.map(encode, batched=True, batch_size=256, remove_columns=rows.column_names, desc="tokenize")
-
-
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
@@ -242,23 +178,6 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
             f"tokenizer {name!r}: {str(error).splitlines()[0]}\n"
             "Give a folder or hub name that holds a tokenizer, or leave data.tokenizer out."
         ) from error
-
-
-def _no_text(source: str, text_field: str, columns: Sequence[str]) -> str:
-    return (
-        f"data.source {source!r} has the columns {', '.join(columns)}; needed is {text_field!r}, messages (with a "
-        "tokenizer that has a chat template) or input_ids. Name the text column in data.text_field."
-    )
-
-
-def _texts(values: Iterable[Any], source: str, field: str) -> Iterator[str]:
-    for value in values:
-        if not isinstance(value, str):
-            raise ConfigError(
-                f"data.source {source!r}: {field!r} of a row is a {type(value).__name__} ({str(value)[:40]}), needs a "
-                f"text. Drop such rows, or name another column in data.text_field."
-            )
-        yield value
 
 
 def _sample(texts: Iterable[str]) -> Iterable[str]:

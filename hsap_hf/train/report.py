@@ -76,12 +76,16 @@ def compute_dtype(model: Any, arguments: Any) -> str:
     return mixed.removeprefix("torch.")
 
 
-def _kernel(recipe: Recipe, handle: HsapHandle, model: Any, arguments: Any) -> str:
+def kernel_name(wanted: str, model: Any, arguments: Any) -> str:
+    """The kernel that computes this model's attention."""
     config = causal_model(model).config
-    if handle.mesh is None:
-        return f"{config._attn_implementation} (stock)"
-    mixed = compute_dtype(model, arguments)
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     scores = Scores(dim**-0.5, None, getattr(config, "attn_logit_softcapping", None))
-    chosen = choose_kernel(recipe.hsap.kernel, scores, dim, dim, mixed, arguments.device.type)
-    return f"{chosen.name} ({recipe.hsap.kernel}) on {arguments.device.type} in {mixed}"
+    return choose_kernel(wanted, scores, dim, dim, compute_dtype(model, arguments), arguments.device.type).name
+
+
+def _kernel(recipe: Recipe, handle: HsapHandle, model: Any, arguments: Any) -> str:
+    if handle.mesh is None:
+        return f"{causal_model(model).config._attn_implementation} (stock)"
+    name, dtype = kernel_name(recipe.hsap.kernel, model, arguments), compute_dtype(model, arguments)
+    return f"{name} ({recipe.hsap.kernel}) on {arguments.device.type} in {dtype}"

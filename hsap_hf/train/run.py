@@ -32,6 +32,7 @@ def run(recipe: Recipe, *, only_verify: bool = False, trust_remote_code: bool = 
     vocabulary = causal_model(model).config.vocab_size
     if corpus.tokenizer is not None and len(corpus.tokenizer) > vocabulary:
         raise ConfigError(f"the tokenizer has {len(corpus.tokenizer)} entries, the model's vocabulary {vocabulary}.")
+    corpus.check_ids(vocabulary)
     with enable_hsap(model, recipe.hsap) as handle:
         dataset = PackedDataset(
             corpus.documents,

@@ -155,6 +155,7 @@ def test_ways_are_held_against_data_parallelism(recipe, tmp_path):
     baseline, row = json.loads(ended.out)
     assert [baseline["way"], row["way"], row["split"]] == ["data parallel", "hsap", "2x1"]
     assert row["loss_difference"] < 1e-5
+    assert row["kernel"] == baseline["kernel"] == "sdpa"
     assert row["speedup"] == pytest.approx(baseline["step_ms"] / row["step_ms"])
 
 

@@ -36,6 +36,16 @@ def test_a_part_of_it_is_chosen_by_seed_and_within_its_limits():
     assert texts != corpus.standard_library(40, max_bytes=200_000, max_file_bytes=30_000, seed=2)
 
 
+@pytest.mark.parametrize(("ids", "named"), [([5, 300], 300), ([-1, 5], -1)])
+def test_token_ids_outside_the_vocabulary_are_refused_before_a_model_meets_them(tmp_path, ids, named):
+    rows = [{"input_ids": [1, 2]}, {"input_ids": []}, {"input_ids": ids}]
+    found = corpus.load_documents(write(tmp_path, "ids.jsonl", rows))
+    with pytest.raises(ConfigError, match=f"token id {named}, the model's vocabulary has 300 entries"):
+        found.check_ids(300)
+    corpus.load_documents(write(tmp_path, "few.jsonl", rows[:2])).check_ids(3)
+    corpus.Corpus(documents=[[0, 2], []], tokenizer=None).check_ids(3)
+
+
 def test_the_tokenizer_reads_any_text_back(tokenizer):
     for text in [*TEXTS, "\x00\r\n\t🙂"]:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

@@ -33,7 +33,7 @@ from hsap_hf.hf import HsapHandle, causal_model, check_model_support
 from hsap_hf.planner import Plan, compile_plan
 from hsap_hf.train.model import load_model
 from hsap_hf.train.recipe import Recipe, build_training_arguments, load_recipe
-from hsap_hf.train.report import compute_dtype
+from hsap_hf.train.report import compute_dtype, kernel_name
 from hsap_hf.train.run import load_corpus
 
 PEAK_FLOPS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
@@ -117,6 +117,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "torch": torch.__version__,
         "dtype": dtype,
+        "kernel": kernel_name(plugin.kernel, model, arguments),
         "weights": base.num_parameters(),
         **times,
         "peak_gib": peak_gib if cuda else None,
