@@ -53,9 +53,8 @@ def doctor(
 def _calibrate(path: Path, nproc: int) -> None:
     """Measure, write the file, and say what was measured and what was not."""
     from hsap_hf.cli.calibrate import calibrate
-    from hsap_hf.cli.picture import check_folder
     from hsap_hf.cli.shapes import write_machine
-    from hsap_hf.cli.terminal import console
+    from hsap_hf.cli.terminal import check_folder, console
 
     check_folder(path, "--calibrate")
     machine = calibrate(nproc)

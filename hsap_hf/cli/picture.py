@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from hsap_hf.cli.terminal import check_folder
 from hsap_hf.errors import ConfigError
 from hsap_hf.planner import Plan, fetches
 
@@ -53,14 +54,8 @@ def new_figure(path: Path, width: float, height: float) -> Any:
     return figure
 
 
-def check_folder(path: Path, option: str) -> None:
-    """Raise ConfigError where a file cannot be written because its folder is not there."""
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"{option} {path}: there is no folder {path.parent}. Make it, or name another file.")
-
-
 def save_figure(figure: Any, path: Path) -> None:
-    """Without the date, so that equal pictures are equal files."""
+    """Without the date of the run."""
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 

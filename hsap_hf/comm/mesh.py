@@ -19,7 +19,7 @@ from hsap_hf.config import HsapPlugin, may_read_peers
 _MULTIPROCESSORS_A_NEIGHBOUR, _MOST_MULTIPROCESSORS = 4, 16
 """Of a GPU, for the exchange. On two H100s NCCL would take 17 of 132. With 4 a message travels at half the speed, 87
 GB/s, but beside attention, which gets the others; between four H200s 4 were too few to hide it, and 12 as good as 16 or
-24 (docs/performance.md)."""
+24."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ _ONE_AT_A_TIME = Lock()
 """Its compiler aborts the process where two threads compile at once (seen with 4.0.0b36)."""
 _PACKING_COSTS = 1.03
 """Times as long as a forward of whole tiles takes where each holds a whole group of query heads: 1.00 to 1.06 on an
-H100, most for full segments (docs/performance.md)."""
+H100, most for full segments."""
 
 
 class FlashAttn4Kernel(Kernel):
