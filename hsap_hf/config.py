@@ -32,6 +32,10 @@ class HsapPlugin:
     """Keys of other slots, between forward and backward: kept, or fetched again, which costs an exchange and saves
     memory. "auto": kept while a layer's take no more than the slot's own tensors, or where it is recomputed anyway."""
 
+    exchange_messages: int | Literal["auto"] = "auto"
+    """Messages in which keys of other slots come, each attended to while the next travels. "auto": what is predicted to
+    be fastest; more than one between nodes, or GPUs without NVLink, where attention to a slot's own keys is short."""
+
     max_tokens_per_rank: int | None = None
     """Refuse a pack that would deal more tokens than this to one rank. None: no limit."""
 
@@ -51,6 +55,11 @@ class HsapPlugin:
                 for name, ok, need in (
                     ("context_size", self.context_size == "auto" or self.context_size >= 1, 'at least 1, or "auto"'),
                     ("ulysses_size", self.ulysses_size >= 1, "at least 1"),
+                    (
+                        "exchange_messages",
+                        self.exchange_messages == "auto" or self.exchange_messages >= 1,
+                        'at least 1, or "auto"',
+                    ),
                     ("timeout_seconds", self.timeout_seconds > 0, "more than 0 seconds"),
                     ("max_tokens_per_rank", self.max_tokens_per_rank is None or self.max_tokens_per_rank >= 1, ">= 1"),
                 )

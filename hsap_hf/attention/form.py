@@ -1,10 +1,12 @@
-"""Which form of a slot's tables is predicted to be faster on a GPU: apart or merged (see segments.SlotTables)."""
+"""What is predicted to be fastest on a GPU: a slot's form (see segments.SlotTables), and the number of messages."""
 
 from __future__ import annotations
 
 from hsap_hf.comm.exchange import Exchange
 from hsap_hf.planner import Plan
 from hsap_hf.planner.documents import pairs
+from hsap_hf.planner.messages import COUNTS, wait
+from hsap_hf.planner.traffic import exchanged, own_work
 
 _PAIRS_A_ROW, _PAIRS_A_FAR_ROW, _PAIRS_A_MESSAGE, _PAIRS_A_MERGED_ROW = 2_000, 7_400, 6_000_000, 1_700
 """Query-key pairs whose forward takes as long as: a row that travels over NVLink, or over a network; an exchange of
@@ -34,10 +36,37 @@ def apart_is_faster(plan: Plan, slot: int, exchange: Exchange, near_slots: int |
     return waits <= _PAIRS_A_MERGED_ROW * rows
 
 
+def best_num_messages(plan: Plan, near_slots: int | None = None) -> int:
+    """Of messages of an exchange: with them the slowest slot is fastest, all slots merged. The same on all slots."""
+    cut = plan.cut_documents
+    traffic = exchanged(cut.values(), plan.context_size, near_slots)
+    work = [2 * plan.work(slot) for slot in range(plan.context_size)]
+    in_both = [0] * plan.context_size
+    for owned in cut.values():
+        for start, stop, slot in owned:
+            in_both[slot] += stop - start
+    travel = map(_travel_pairs, traffic.near_most(), traffic.far_most())
+    slots = list(zip(work, own_work(cut.values(), work), travel, in_both, strict=True))
+    return min(COUNTS, key=lambda count: max(_merged_pairs(*slot, count) for slot in slots))
+
+
+def _merged_pairs(work: int, own: int, travel: int, rows: int, count: int) -> float:
+    """All that a slot does and waits for, in pairs of the forward. work, own: doubled, see planner.traffic."""
+    here, rest = own / 2, (work - own) / 2
+    message = _PAIRS_A_MESSAGE
+    waits = [wait(way * here, way * rest, travel + message, message, count) for way in (1.0, _BACKWARD)]
+    return (1 + _BACKWARD) * work / 2 + sum(waits) + count * (_PAIRS_A_MERGED_ROW * rows + 2 * message)
+
+
 def _message_pairs(slot: int, exchange: Exchange, near_slots: int) -> int:
     """The exchange in pairs; both kinds of link, and both ways, work side by side."""
     near, far = [0, 0], [0, 0]
-    for way, peers in enumerate((exchange.receive_rows, exchange.send_rows)):
-        for peer, rows in enumerate(peers):
-            (near if peer // near_slots == slot // near_slots else far)[way] += rows
-    return _PAIRS_A_MESSAGE + max(_PAIRS_A_ROW * max(near), _PAIRS_A_FAR_ROW * max(far))
+    for message in exchange.messages:
+        for way, peers in enumerate((message.receive_rows, message.send_rows)):
+            for peer, rows in enumerate(peers):
+                (near if peer // near_slots == slot // near_slots else far)[way] += rows
+    return _PAIRS_A_MESSAGE * len(exchange.messages) + _travel_pairs(max(near), max(far))
+
+
+def _travel_pairs(near_rows: int, far_rows: int) -> int:
+    return max(_PAIRS_A_ROW * near_rows, _PAIRS_A_FAR_ROW * far_rows)

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from hsap_hf.attention.kernels import Kernel, Problem, Scores
 from hsap_hf.attention.lane import Lane
 from hsap_hf.attention.merge import add_sinks, merge_rows, sink_grads
-from hsap_hf.attention.segments import Gather, Part, SlotTables
+from hsap_hf.attention.segments import Part, Remote, SlotTables
 from hsap_hf.comm.axis import Axis, Pending
 from hsap_hf.comm.exchange import fetch_keys, return_key_grads
 from hsap_hf.comm.pairs import Pair, split
@@ -71,26 +71,29 @@ class HsapAttention(torch.autograd.Function):
 
 def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Tensor | None) -> tuple[Tensor, Saved]:
     """The output [T, N, Hv] and what `backward` needs."""
-    local, remote, apart = call.tables.local, call.tables.remote, call.tables.apart
+    local, exchange = call.tables.local, call.tables.exchange
     q = scatter_heads(q_TNH, call.rows, call.ulysses).contiguous()
     k, v = (x.contiguous() for x in _scatter_pair(call, k_TGH, v_TGH))
-    pending = fetch_keys(k, v, call.tables.exchange, call.context)
+    borrowed, arriving = fetch_keys(k, v, exchange, call.context)
     results = None
     if local is None or len(local.rows) < len(q):  # else the local part's results are those of the slot
         lse_dtype = torch.promote_types(q.dtype, torch.float32)
         results = q.new_empty((*q.shape[:2], v.shape[-1])), q.new_empty((q.shape[1], len(q)), dtype=lse_dtype)
-    lane = Lane(q.device, idle=call.tables.exchange.silent)
+    lane = Lane(q.device, idle=exchange.silent)
     out, lse = _forward_local(call, q, k, v, results)
     with lane:
-        borrowed = pending.wait()
-        if remote is not None:
-            problem = _problem(call, remote, q, *_far_keys(call.tables.gather, k, v, borrowed))
-            far_out, far_lse = call.kernel.forward(problem, remote.room(out) if apart else None)
+        for remote in call.tables.remotes:
+            _await(arriving[remote.messages])
+            if remote.part is None:
+                continue
+            problem = _problem(call, remote.part, q, *_far_keys(remote, k, v, borrowed))
+            if call.tables.apart:
+                _settle(remote.part, out, lse, *call.kernel.forward(problem, remote.part.room(out)))
+            else:
+                far = call.kernel.forward(problem)
+                lane.follow()  # the local part's results are merged with
+                merge_rows(out, lse, remote.part.rows, *far)
     lane.join()
-    if remote is not None and apart:
-        _settle(remote, out, lse, far_out, far_lse)
-    elif remote is not None:
-        merge_rows(out, lse, remote.rows, far_out, far_lse)
 
     sinks = None if sinks_N is None else sinks_N.unflatten(0, (call.ulysses.size, -1))[call.ulysses.rank]
     if sinks is not None:
@@ -103,7 +106,10 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
     """(grad_q, grad_k, grad_v, grad_sinks). Gradients of borrowed rows travel beside the local part."""
     local, exchange = call.tables.local, call.tables.exchange
     q, k, v, borrowed, out, lse, sinks = saved
-    again = None if call.keep_borrowed else fetch_keys(k, v, exchange, call.context)
+    arriving: list[Pending] = []
+    if not call.keep_borrowed:
+        borrowed, arriving = fetch_keys(k, v, exchange, call.context)
+    assert borrowed is not None
     grad_out = scatter_heads(grad_TNH, call.rows, call.ulysses).contiguous()
     grads = None
     if local is None or len(local.rows) < len(q):  # else the local part's gradients are those of the slot
@@ -111,24 +117,32 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
     lane = Lane(q.device, idle=exchange.silent)
     # On a GPU the lane overtakes what was launched before it; elsewhere the first to run decides what travels beside
     # the local part: keys that are fetched again, or the gradients of kept ones.
-    local_first = q.is_cuda or again is not None
+    local_first = q.is_cuda or not call.keep_borrowed
     if local_first:
         local_grads = _backward_local(call, saved, grad_out, grads)
+    returning: list[Pending] = []
+    far_grads: list[tuple[Part, Tensor]] = []
     with lane:
-        if again is not None:
-            borrowed = again.wait()
-        assert borrowed is not None
-        pending, far_q = _backward_remote(call, saved, borrowed, grad_out, grads)
+        grad_borrowed = torch.empty_like(borrowed)
+        home = borrowed.new_empty((len(exchange.send_order), *borrowed.shape[1:]))
+        for remote in call.tables.remotes:
+            _await(arriving[remote.messages])
+            if remote.part is not None:
+                far_q = _backward_remote(call, saved, remote, remote.part, borrowed, grad_borrowed, grad_out, grads)
+                if far_q is not None:
+                    far_grads.append((remote.part, far_q))
+            for message in exchange.messages[remote.messages]:
+                returning.append(return_key_grads(grad_borrowed, home, message, call.context))
     if not local_first:
         local_grads = _backward_local(call, saved, grad_out, grads)
     lane.join()
     grad_q, grad_k, grad_v = local_grads
-    if far_q is not None:
-        assert call.tables.remote is not None
-        call.tables.remote.add_to(grad_q, far_q)
+    for part, far_q in far_grads:
+        part.add_to(grad_q, far_q)
+    _await(returning)
     if not exchange.silent:
         sent = grad_k[: exchange.returns_stop], grad_v[: exchange.returns_stop]
-        sum_rows(sent, split(pending.wait(), k.shape[-1]), exchange.returns)
+        sum_rows(sent, split(home, k.shape[-1]), exchange.returns)
 
     every_sink = _all_sink_grads(call, grad_out, q, out, lse, sinks)
     grad_q = gather_heads(grad_q, call.rows, call.ulysses)
@@ -174,29 +188,39 @@ def _backward_local(call: Call, saved: Saved, grad_out: Tensor, grads: Grads | N
 
 
 def _backward_remote(
-    call: Call, saved: Saved, borrowed: Tensor, grad_out: Tensor, grads: Grads | None
-) -> tuple[Pending, Tensor | None]:
-    """Gradients of borrowed rows on their way home; and those of queries, where they are to be added to local ones.
+    call: Call,
+    saved: Saved,
+    remote: Remote,
+    part: Part,
+    borrowed: Tensor,
+    grad_borrowed: Tensor,
+    grad_out: Tensor,
+    grads: Grads | None,
+) -> Tensor | None:
+    """Writes the gradients of the rows that were borrowed for this call, and returns those of queries, where they are
+    to be added to others.
 
-    grads: of the whole slot. Where parts are apart, the rows of the remote part are written there.
+    part: the remote's. grads: of the whole slot. Where parts are apart, the rows of the remote part are written there.
     """
-    (q, k, v, _, out, lse, _), gather, remote = saved, call.tables.gather, call.tables.remote
-    grad_borrowed = torch.empty_like(borrowed)
-    if remote is None:
-        return return_key_grads(grad_borrowed, call.tables.exchange, call.context), None
-    result = remote.take(grad_out), remote.take(out), remote.take(lse, 1)
-    room = remote.room(grads[0]) if grads is not None else None
-    problem = _problem(call, remote, q, *_far_keys(gather, k, v, borrowed))
+    (q, k, v, _, out, lse, _), gather = saved, remote.gather
+    result = part.take(grad_out), part.take(out), part.take(lse, 1)
+    room = part.room(grads[0]) if grads is not None else None
+    problem = _problem(call, part, q, *_far_keys(remote, k, v, borrowed))
     far_q, *far_kv = call.kernel.backward(problem, *result, (room, None, None))
     far_pair = far_kv[0], far_kv[1]
-    sum_rows(split(grad_borrowed, k.shape[-1]), far_pair, gather.sums, first=gather.num_own, add=False)
-    pending = return_key_grads(grad_borrowed, call.tables.exchange, call.context)
+    theirs = split(grad_borrowed[remote.borrowed], k.shape[-1])
+    sum_rows(theirs, far_pair, gather.sums, first=gather.num_own, add=False)
     if grads is None:
-        return pending, far_q
+        return far_q
     sum_rows((grads[1][: gather.own_stop], grads[2][: gather.own_stop]), far_pair, gather.sums, add=False)
     if room is None:
-        remote.write(grads[0], far_q)
-    return pending, None
+        part.write(grads[0], far_q)
+    return None
+
+
+def _await(messages: list[Pending]) -> None:
+    for message in messages:
+        message.wait()
 
 
 def _settle(part: Part, out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
@@ -206,9 +230,9 @@ def _settle(part: Part, out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Te
     part.write(lse, part_lse, 1)
 
 
-def _far_keys(gather: Gather, k: Tensor, v: Tensor, borrowed: Tensor) -> Pair:
-    """Keys and values of the remote call, in the order of its segments."""
-    theirs = split(borrowed, k.shape[-1])
+def _far_keys(remote: Remote, k: Tensor, v: Tensor, borrowed: Tensor) -> Pair:
+    """Keys and values of a remote call, in the order of its segments."""
+    theirs, gather = split(borrowed[remote.borrowed], k.shape[-1]), remote.gather
     return theirs if gather.in_place else split(take_rows((k, v), theirs, gather.rows), k.shape[-1])
 
 

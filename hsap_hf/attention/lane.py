@@ -19,10 +19,10 @@ class Lane:
     def __init__(self, device: torch.device, *, idle: bool = False) -> None:
         self._stream = None if idle or device.type != "cuda" else _lane_stream(device)
         if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(device))
+            self._before = torch.cuda.current_stream(device)
+            self.follow()
 
     def __enter__(self) -> Lane:
-        self._before = None if self._stream is None else torch.cuda.current_stream(self._stream.device)
         if self._stream is not None:
             torch.cuda.set_stream(self._stream)
         return self
@@ -30,13 +30,18 @@ class Lane:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._before is not None:
+        if self._stream is not None:
             torch.cuda.set_stream(self._before)
 
-    def join(self) -> None:
-        """The current stream waits for the lane."""
+    def follow(self) -> None:
+        """The lane waits for what the stream beside it was asked for so far."""
         if self._stream is not None:
-            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+            self._stream.wait_stream(self._before)
+
+    def join(self) -> None:
+        """The stream beside the lane waits for it."""
+        if self._stream is not None:
+            self._before.wait_stream(self._stream)
 
 
 @lru_cache

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hsap_hf.attention.form import apart_is_faster
+from hsap_hf.attention.form import apart_is_faster, best_num_messages
 from hsap_hf.comm.exchange import Exchange, compile_exchange
 from hsap_hf.comm.rows import RowSums
 from hsap_hf.comm.spans import index_tensor, offsets, span_rows
@@ -84,7 +84,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Gather:
-    """The keys of the remote call, picked from the slot's own rows and the borrowed ones."""
+    """The keys of a remote call, picked from the slot's own rows and from those that its messages brought."""
 
     rows: Tensor
     """In the order of the call's segments: rows of the slot, and from `num_own` on borrowed ones."""
@@ -98,24 +98,36 @@ class Gather:
 
 
 @dataclass(frozen=True)
+class Remote:
+    """Rows of cut documents against borrowed keys, once some messages have come."""
+
+    messages: slice
+    """Of the exchange."""
+    borrowed: slice
+    """The rows they bring."""
+    part: Part | None
+    """None: no row needs them."""
+    gather: Gather
+
+
+@dataclass(frozen=True)
 class SlotTables:
     """All that the layers with one window need to know about a slot.
 
     Two forms. *Apart*: each piece of a document that waits for keys is one causal segment of the remote call, over all
     the keys it needs, own ones among them; the local call has the other rows, and nothing is computed twice or merged.
     *Merged*: the local call takes every row in place (own keys of a cut document, head and tail joined, are one causal
-    segment), the remote call adds full rectangles of borrowed keys, and rows with both are merged. A window measures
-    distance inside the document, which joined pieces do not keep, so layers with one are always apart.
+    segment), a remote call for each message adds full rectangles of its keys, and rows with both are merged. A window
+    measures distance inside the document, which joined pieces do not keep, so layers with one are always apart.
     """
 
     exchange: Exchange
     local: Part | None
     """The slot's rows against its own keys; needs nothing from others."""
-    remote: Part | None
-    """Rows of cut documents against borrowed keys."""
+    remotes: tuple[Remote, ...]
+    """Every message belongs to one of them."""
     apart: bool
-    """No row is in both parts."""
-    gather: Gather
+    """No row is in two parts."""
 
 
 def compile_tables(
@@ -125,49 +137,73 @@ def compile_tables(
     device: torch.device,
     *,
     apart: bool | None = None,
+    num_messages: int | None = None,
     near_slots: int | None = None,
 ) -> SlotTables:
     """Tables of `slot` for layers that see the last `window` keys of a document (None: all of them).
 
     apart: the form; None takes the one predicted to be faster: merged on a CPU, whose kernel would need a mask for
-    causal segments of more keys than queries. near_slots: see HsapMesh.
+    causal segments of more keys than queries. num_messages: of the exchange, the same on all slots; None takes what is
+    predicted to be fastest, one on a CPU. near_slots: see HsapMesh.
     """
-    exchange = compile_exchange(plan, slot, window, device)
-    if window is not None:
-        apart = True
-    elif apart is None:
-        apart = device.type == "cuda" and apart_is_faster(plan, slot, exchange, near_slots)
+    predicts = device.type == "cuda" and window is None
+    if num_messages is None:
+        num_messages = best_num_messages(plan, near_slots) if predicts else 1
+    exchange = compile_exchange(plan, slot, window, device, num_messages)
+    if apart is None or window is not None:
+        apart = window is not None or (predicts and apart_is_faster(plan, slot, exchange, near_slots))
     pieces = plan.slots[slot]
     own = _by_document([(piece, row) for piece, row in zip(pieces, _rows_of(pieces), strict=True)])
-    borrowed_spans = [Piece(fetch.doc, fetch.start, fetch.stop) for fetch in exchange.fetched]
-    borrowed = _by_document(list(zip(borrowed_spans, _rows_of(borrowed_spans), strict=True)))
+    waiting = {fetch.doc for fetch in exchange.fetched} if apart else set()
+    local_spans = [
+        (mine[0][1], sum(piece.stop - piece.start for piece, _ in mine))
+        for doc, mine in own.items()
+        if doc not in waiting
+    ]
+    lengths = [length for _, length in local_spans]
+    count = len(exchange.messages)
+    together = [slice(0, count)] if apart and count else [slice(number, number + 1) for number in range(count)]
+    return SlotTables(
+        exchange=exchange,
+        local=_part(lengths, lengths, local_spans, True, device),
+        remotes=tuple(
+            _remote(exchange, messages, own, window, apart, plan.tokens(slot), device) for messages in together
+        ),
+        apart=apart,
+    )
 
-    local_spans: list[tuple[int, int]] = []
-    remote_spans: list[tuple[int, int]] = []
+
+def _remote(
+    exchange: Exchange,
+    messages: slice,
+    own: dict[int, list[tuple[Piece, int]]],
+    window: int | None,
+    apart: bool,
+    tokens: int,
+    device: torch.device,
+) -> Remote:
+    """The call that these messages allow. own: pieces and first rows of the slot's documents."""
+    first, last = exchange.messages[messages][0].borrowed, exchange.messages[messages][-1].borrowed
+    place = slice(first.start, last.stop)
+    spans = [Piece(fetch.doc, fetch.start, fetch.stop) for fetch in exchange.fetched]
+    arrived = [(span, row - place.start) for span, row in zip(spans, _rows_of(spans), strict=True)]
+    borrowed = _by_document([(span, row) for span, row in arrived if 0 <= row < place.stop - place.start])
+    asking: list[tuple[int, int]] = []
     key_lengths: list[int] = []
     sources: list[tuple[bool, int, int]] = []
     for doc, mine in own.items():
         theirs = borrowed.get(doc, [])
-        if not apart or not theirs:
-            local_spans.append((mine[0][1], sum(piece.stop - piece.start for piece, _ in mine)))
         for piece, row in mine if theirs else []:
             low = 0 if window is None else max(0, piece.start - window + 1)
             keys = _overlaps([(False, *entry) for entry in theirs], low, piece.stop)
             if apart:
                 keys = sorted(keys + _overlaps([(True, *entry) for entry in mine], low, piece.stop))
             if keys:
-                remote_spans.append((row, piece.stop - piece.start))
+                asking.append((row, piece.stop - piece.start))
                 key_lengths.append(sum(length for *_, length in keys))
                 sources += [(is_own, at, length) for _, is_own, at, length in keys]
-
-    lengths = [length for _, length in local_spans]
-    return SlotTables(
-        exchange=exchange,
-        local=_part(lengths, lengths, local_spans, True, device),
-        remote=_part([n for _, n in remote_spans], key_lengths, remote_spans, apart, device),
-        apart=apart,
-        gather=_gather(sources, plan.tokens(slot), sum(exchange.receive_rows), device),
-    )
+    part = _part([length for _, length in asking], key_lengths, asking, apart, device)
+    return Remote(messages, place, part, _gather(sources, tokens, place.stop - place.start, device))
 
 
 def _rows_of(spans: Sequence[Piece]) -> list[int]:

@@ -54,8 +54,13 @@ class Axis(Protocol):
     @property
     def traffic(self) -> Traffic: ...
 
-    def all_to_all(self, send: Tensor, send_rows: list[int], receive_rows: list[int], purpose: str) -> Pending:
-        """Start an uneven all-to-all over dim 0: `send_rows[r]` rows go to rank r, `receive_rows[r]` come from it."""
+    def all_to_all(
+        self, send: Tensor, send_rows: list[int], receive_rows: list[int], purpose: str, into: Tensor | None = None
+    ) -> Pending:
+        """Start an uneven all-to-all over dim 0: `send_rows[r]` rows go to rank r, `receive_rows[r]` come from it.
+
+        into: where they go; None: into a new tensor.
+        """
 
     def all_gather(self, row: Tensor, purpose: str) -> Tensor:
         """[n] on each rank -> [size, n] on every rank; blocks."""
@@ -102,10 +107,12 @@ class ProcessAxis:
     def size(self) -> int:
         return dist.get_world_size(self.group)
 
-    def all_to_all(self, send: Tensor, send_rows: list[int], receive_rows: list[int], purpose: str) -> Pending:
+    def all_to_all(
+        self, send: Tensor, send_rows: list[int], receive_rows: list[int], purpose: str, into: Tensor | None = None
+    ) -> Pending:
         if self.size == 1:
-            return Pending(send, None)
-        received = send.new_empty((sum(receive_rows), *send.shape[1:]))
+            return Pending(send if into is None else into.copy_(send), None)
+        received = send.new_empty((sum(receive_rows), *send.shape[1:])) if into is None else into
         if self.debug and received.is_floating_point():
             received.fill_(torch.nan)
         count_received(self.traffic, received, receive_rows, self.rank)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -11,66 +14,140 @@ from torch import Tensor
 from hsap_hf.comm.axis import Axis, Pending
 from hsap_hf.comm.rows import RowSums, take_rows
 from hsap_hf.comm.spans import index_tensor, span_rows
-from hsap_hf.planner import Fetch, Plan, fetches, sends
+from hsap_hf.planner import Fetch, Plan, Send, fetches, sends
+
+_GRAIN = 128
+"""Rows by which messages are told apart: kernels take keys in tiles of so many."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One slot's side of one all-to-all."""
+
+    sent: slice
+    """Of the rows that are sent in all messages."""
+    borrowed: slice
+    """Of the rows that are received in all messages."""
+    send_rows: list[int]
+    receive_rows: list[int]
 
 
 @dataclass(frozen=True)
 class Exchange:
     """One slot's side of the exchange for one attention window, compiled once per batch."""
 
+    messages: tuple[Message, ...]
+    """In the order they are posted; as many on all slots. None: no slot of the group needs anything."""
     send_order: Tensor
     """Slot rows in the order they are sent; a row that several slots need stands several times."""
-    send_rows: list[int]
-    receive_rows: list[int]
     fetched: tuple[Fetch, ...]
-    """What the receive buffer holds, in order."""
+    """What the borrowed rows are, in order."""
     returns: RowSums
     """Where the gradients that come home belong: sent row by sent row, onto slot rows."""
     returns_stop: int
     """Slot rows from here on are not sent."""
-    silent: bool
-    """No slot of the group needs anything: nobody posts a collective."""
+
+    @property
+    def silent(self) -> bool:
+        """Nobody posts a collective."""
+        return not self.messages
+
+    @property
+    def num_borrowed(self) -> int:
+        """Rows that this slot receives."""
+        return self.messages[-1].borrowed.stop if self.messages else 0
 
 
-def compile_exchange(plan: Plan, slot: int, window: int | None, device: torch.device) -> Exchange:
-    """Tables of one slot. All slots agree on `silent`, because all hold the same plan."""
+def compile_exchange(
+    plan: Plan, slot: int, window: int | None, device: torch.device, num_messages: int = 1
+) -> Exchange:
+    """Tables of one slot. All slots agree on the messages, because all hold the same plan.
+
+    What one slot sends another is shared evenly among the messages.
+    """
     row = 0
     row_of: dict[int, list[tuple[int, int, int]]] = {}
     for piece in plan.slots[slot]:
         row_of.setdefault(piece.doc, []).append((piece.start, piece.stop, row))
         row += piece.stop - piece.start
+    sent, fetched = sends(plan, slot, window), fetches(plan, slot, window)
     starts, lengths = [], []
-    send_rows, receive_rows = [0] * plan.context_size, [0] * plan.context_size
-    for send in sends(plan, slot, window):
-        send_rows[send.to_slot] += send.stop - send.start
-        for start, stop, at in row_of[send.doc]:
-            low, high = max(start, send.start), min(stop, send.stop)
-            if low < high:
-                starts.append(at + low - start)
-                lengths.append(high - low)
-    fetched = fetches(plan, slot, window)
-    for fetch in fetched:
-        receive_rows[fetch.from_slot] += fetch.stop - fetch.start
+    messages, in_order = [], []
+    num_sent = num_borrowed = 0
+    for number in range(num_messages if plan.cut_documents else 0):
+        send_rows, receive_rows = [0] * plan.context_size, [0] * plan.context_size
+        for to_slot, doc, first, last in _shares(sent, number, num_messages):
+            send_rows[to_slot] += last - first
+            for start, stop, at in row_of[doc]:
+                low, high = max(start, first), min(stop, last)
+                if low < high:
+                    starts.append(at + low - start)
+                    lengths.append(high - low)
+        for run in _shares(fetched, number, num_messages):
+            fetch = Fetch(*run)
+            receive_rows[fetch.from_slot] += fetch.stop - fetch.start
+            in_order.append(fetch)
+        before = num_sent, num_borrowed
+        num_sent, num_borrowed = num_sent + sum(send_rows), num_borrowed + sum(receive_rows)
+        places = slice(before[0], num_sent), slice(before[1], num_borrowed)
+        messages.append(Message(*places, send_rows, receive_rows))
     rows = span_rows(np.array(starts, dtype=np.int64), np.array(lengths, dtype=np.int64))
     order = index_tensor(rows, device)
     returns = RowSums(order, plan.tokens(slot))
-    stop = int(rows.max(initial=-1)) + 1
-    return Exchange(order, send_rows, receive_rows, fetched, returns, stop, not plan.cut_documents)
+    return Exchange(tuple(messages), order, tuple(in_order), returns, int(rows.max(initial=-1)) + 1)
 
 
-def fetch_keys(k_SGH: Tensor, v_SGH: Tensor, exchange: Exchange, axis: Axis) -> Pending:
-    """Start bringing borrowed rows, keys and values in one message: [rows received, G, H + Hv], by sending slot."""
+def _shares(runs: Sequence[Send] | Sequence[Fetch], number: int, count: int) -> Iterator[tuple[int, int, int, int]]:
+    """Share `number` of `count` of what each two slots exchange. runs: (other slot, doc, start, stop), ascending."""
+    if count == 1:
+        yield from runs
+        return
+    for _, of_peer in groupby(runs, key=itemgetter(0)):
+        mine = list(of_peer)
+        total = sum(stop - start for *_, start, stop in mine)
+        low, high = (total * edge // count // _GRAIN * _GRAIN for edge in (number, number + 1))
+        yield from _cut(mine, low, total if number + 1 == count else high)
+
+
+def _cut(runs: Iterable[tuple[int, int, int, int]], low: int, high: int) -> Iterator[tuple[int, int, int, int]]:
+    """Rows [low, high) of all the rows of `runs`, one run after the other."""
+    at = 0
+    for peer, doc, start, stop in runs:
+        first, last = max(low - at, 0), min(high - at, stop - start)
+        if first < last:
+            yield peer, doc, start + first, start + last
+        at += stop - start
+
+
+def fetch_keys(k_SGH: Tensor, v_SGH: Tensor, exchange: Exchange, axis: Axis) -> tuple[Tensor, list[Pending]]:
+    """Start bringing the borrowed rows [R, G, H + Hv], keys and values side by side: those of a message are there
+    once it has been waited for. One list entry for each message."""
+    borrowed = k_SGH.new_empty((exchange.num_borrowed, k_SGH.shape[1], k_SGH.shape[2] + v_SGH.shape[2]))
     if exchange.silent:
-        return Pending(torch.cat([k_SGH[:0], v_SGH[:0]], -1), None)
+        return borrowed, []
     send = take_rows((k_SGH, v_SGH), None, exchange.send_order)
-    return axis.all_to_all(send, exchange.send_rows, exchange.receive_rows, "exchange keys and values")
+    return borrowed, [
+        axis.all_to_all(
+            send[message.sent],
+            message.send_rows,
+            message.receive_rows,
+            "exchange keys and values",
+            borrowed[message.borrowed],
+        )
+        for message in exchange.messages
+    ]
 
 
-def return_key_grads(grad_RGH: Tensor, exchange: Exchange, axis: Axis) -> Pending:
-    """The adjoint: gradients of borrowed rows start home; `wait()` gives [rows sent, G, H + Hv].
+def return_key_grads(grad_RGH: Tensor, home: Tensor, message: Message, axis: Axis) -> Pending:
+    """The adjoint: gradients of a message's borrowed rows start home. grad_RGH: of all borrowed rows; home
+    [rows sent, G, H + Hv]: where those of all messages arrive.
 
-    Their owner adds them to its own with `sum_rows(grads, split(returned, H), exchange.returns)`.
+    Their owner adds them to its own with `sum_rows(grads, split(home, H), exchange.returns)`, once all are there.
     """
-    if exchange.silent:
-        return Pending(grad_RGH, None)
-    return axis.all_to_all(grad_RGH, exchange.receive_rows, exchange.send_rows, "return gradients of keys and values")
+    return axis.all_to_all(
+        grad_RGH[message.borrowed],
+        message.receive_rows,
+        message.send_rows,
+        "return gradients of keys and values",
+        home[message.sent],
+    )

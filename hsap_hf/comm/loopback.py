@@ -43,13 +43,15 @@ class LoopbackAxis:
     def size(self) -> int:
         return len(self.room.box)
 
-    def all_to_all(self, send: Tensor, send_rows: list[int], receive_rows: list[int], purpose: str) -> Pending:
+    def all_to_all(
+        self, send: Tensor, send_rows: list[int], receive_rows: list[int], purpose: str, into: Tensor | None = None
+    ) -> Pending:
         messages = self.room.swap(self.rank, torch.split(send, send_rows))
         received = torch.cat([message[self.rank] for message in messages])
         if len(received) != sum(receive_rows):
             raise AssertionError(f"{purpose}: rank {self.rank} got {len(received)} rows, expected {sum(receive_rows)}")
         count_received(self.traffic, received, receive_rows, self.rank)
-        return Pending(received, None)
+        return Pending(received if into is None else into.copy_(received), None)
 
     def all_gather(self, row: Tensor, purpose: str) -> Tensor:
         return torch.stack(self.room.swap(self.rank, row))

@@ -54,8 +54,14 @@ class DealtBatch:
         if key not in self._calls:
             slot, device = self.mesh.context.rank, q_TNH.device
             if scores.window not in self.tables:
+                asked = self.plugin.exchange_messages
                 self.tables[scores.window] = compile_tables(
-                    self.plan, slot, scores.window, device, near_slots=self.mesh.near_slots
+                    self.plan,
+                    slot,
+                    scores.window,
+                    device,
+                    num_messages=None if asked == "auto" else asked,
+                    near_slots=self.mesh.near_slots,
                 )
             dtype = str(q_TNH.dtype).removeprefix("torch.")
             self._calls[key] = Call(

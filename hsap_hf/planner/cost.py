@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hsap_hf.planner.machine import Machine
+from hsap_hf.planner.messages import COUNTS, wait
 from hsap_hf.planner.model import Model
 from hsap_hf.planner.traffic import Traffic
 
+MERGED_BYTES = 24
+"""Moved for an element of a query row in one part more, forward and backward: 41 ns a row of 32 heads of 128 wide."""
 ULYSSES_MESSAGES = 6
 """All-to-alls a layer: queries, keys with values, and outputs forward; the gradients of the three backward."""
 
@@ -63,16 +66,23 @@ def exchange_seconds(near: float, far: float, model: Model, machine: Machine, ul
     return 2 * machine.message_seconds + size * max(near / machine.node_bytes, far / machine.network_bytes)
 
 
-def waiting_seconds(attention: float, own_share: float, exchange: float, machine: Machine) -> float:
+def waiting_seconds(
+    attention: float, own_share: float, exchange: float, machine: Machine, num_messages: int = 1
+) -> float:
     """Attention and exchange of one layer of one slot, forward and backward.
 
-    own_share: of the attention, needs no keys of others. In forward it runs while keys travel, and the rest waits for
-    them; in backward the rest comes first, and it runs while gradients travel home.
+    own_share: of the attention, needs no keys of others. exchange: see exchange_seconds.
     """
-    own = own_share * attention
     forward, backward = 4 / machine.forward_flops, 10 / machine.backward_flops
-    parts = (own * direction / (forward + backward) for direction in (forward, backward))
-    return attention + sum(max(0.0, exchange / 2 - part) for part in parts)
+    shares = [attention * direction / (forward + backward) for direction in (forward, backward)]
+    message = min(machine.message_seconds, exchange / 2)
+    waits = [wait(own_share * share, (1 - own_share) * share, exchange / 2, message, num_messages) for share in shares]
+    return attention + sum(waits)
+
+
+def merging_seconds(tokens: float, model: Model, machine: Machine) -> float:
+    """One layer's cost of a message more, whose keys `tokens` rows meet in a call of its own."""
+    return MERGED_BYTES * model.num_query_heads * model.head_dim * tokens / machine.merge_bytes
 
 
 def ulysses_bytes(slot_tokens: float, ulysses_size: int, model: Model) -> float:
@@ -89,25 +99,29 @@ def ulysses_seconds(slot_tokens: float, ulysses_size: int, model: Model, machine
     return ULYSSES_MESSAGES * machine.message_seconds + 2 * ulysses_bytes(slot_tokens, ulysses_size, model) / link
 
 
-def slot_seconds(load: Load, model: Model, machine: Machine, ulysses_size: int = 1) -> list[float]:
+def slot_seconds(
+    load: Load, model: Model, machine: Machine, ulysses_size: int = 1, num_messages: int = 1
+) -> list[float]:
     """Every slot's time for one layer."""
     near, far = load.traffic.near_most(), load.traffic.far_most()
     return [
         linear_seconds(tokens / ulysses_size, model, machine)
         + ulysses_seconds(tokens, ulysses_size, model, machine)
+        + merging_seconds((num_messages - 1) * tokens / ulysses_size, model, machine)
         + waiting_seconds(
             attention_seconds(tokens, work, model, machine) / ulysses_size,
             own / max(work, 1),
             exchange_seconds(near[slot], far[slot], model, machine, ulysses_size),
             machine,
+            num_messages,
         )
         for slot, (tokens, work, own) in enumerate(zip(load.tokens, load.work, load.own, strict=True))
     ]
 
 
 def layer_seconds(load: Load, model: Model, machine: Machine, ulysses_size: int = 1) -> float:
-    """The slowest slot's time for one layer."""
-    return max(slot_seconds(load, model, machine, ulysses_size))
+    """The slowest slot's time for one layer, with as many messages an exchange as are best."""
+    return min(max(slot_seconds(load, model, machine, ulysses_size, count)) for count in COUNTS)
 
 
 def ideal_seconds(tokens: Sequence[int], work: Sequence[int], model: Model, machine: Machine) -> float:

@@ -32,6 +32,8 @@ class Machine:
     """Time of an exchange that carries nothing."""
     memory_bytes: float
     """Memory of one GPU."""
+    merge_bytes: float
+    """Bytes a second at which partial results are prepared, merged and summed."""
 
 
 H100 = Machine(
@@ -45,6 +47,7 @@ H100 = Machine(
     network_bytes=50e9,
     message_seconds=90e-6,
     memory_bytes=80e9,
+    merge_bytes=2.4e12,
 )
 """Nodes of 8 on NVLink, 50 GB/s a GPU between them, flash-attn 4."""
 H100_SLOW = replace(H100, name="h100-25", network_bytes=25e9)

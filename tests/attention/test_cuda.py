@@ -22,12 +22,14 @@ PACKS = {
 SMALL = ("one document", "long and short", "one-token documents", "short")
 
 
-def check(name, context_size, ulysses_size=1, apart=None, **options):
+def check(name, context_size, ulysses_size=1, apart=None, num_messages=None, **options):
     """Output and every gradient, as a whole: the norm of the error over the norm of the exact one."""
     pack = random_pack(PACKS[name], device="cuda", **options)
     want = by_reference(pack)
     alone = relative_errors(by_loopback(pack, 1)[0], want)
-    shared = relative_errors(by_loopback(pack, context_size, ulysses_size, apart=apart)[0], want)
+    shared = relative_errors(
+        by_loopback(pack, context_size, ulysses_size, apart=apart, num_messages=num_messages)[0], want
+    )
     rounding = torch.finfo(pack.q.dtype).eps
     for tensor, (ours, single) in enumerate(zip(shared, alone, strict=True)):
         spare = rounding if tensor == 4 else 1e-6  # gradients of sinks are a handful of rounded sums, not a cloud
@@ -40,6 +42,12 @@ def check(name, context_size, ulysses_size=1, apart=None, **options):
 @pytest.mark.parametrize("apart", [True, False])
 def test_error_is_at_most_twice_that_of_one_device(name, dtype, context_size, ulysses_size, apart):
     check(name, context_size, ulysses_size, apart, heads=16, kv_heads=4, dim=64, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ["one document", "few queries, many keys"])
+@pytest.mark.parametrize(("apart", "num_messages"), [(False, 2), (False, 4), (True, 2)])
+def test_keys_in_several_messages_add_no_more_error(name, apart, num_messages):
+    check(name, 4, 1, apart, num_messages, heads=8, kv_heads=2, dim=128, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("window", [1, 100, 2000])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsap_hf.attention.form import apart_is_faster
+from hsap_hf.attention.form import apart_is_faster, best_num_messages
 from hsap_hf.attention.segments import compile_tables
 from hsap_hf.cli.bench.mixes import mixes
 from hsap_hf.comm.exchange import compile_exchange
@@ -15,29 +15,41 @@ CPU = torch.device("cpu")
 lengths_of_packs = st.lists(st.one_of(st.integers(1, 9), st.integers(10, 400)), min_size=1, max_size=30)
 
 
-def every_slot(lengths, context_size, apart):
+def every_slot(lengths, context_size, apart, num_messages=1):
     """Tables and tokens of each slot of the pack's plan."""
     plan = compile_plan(lengths, context_size)
     for slot in range(context_size):
-        yield compile_tables(plan, slot, None, CPU, apart=apart), plan.tokens(slot)
+        tables = compile_tables(plan, slot, None, CPU, apart=apart, num_messages=num_messages)
+        yield tables, plan.tokens(slot)
+
+
+def parts_of(tables):
+    return [part for part in (*(remote.part for remote in tables.remotes), tables.local) if part is not None]
 
 
 @settings(max_examples=80, deadline=None)
-@given(lengths_of_packs, st.integers(2, 6))
-def test_apart_splits_the_rows_into_two_runs_of_neighbours(lengths, context_size):
+@given(lengths_of_packs, st.integers(2, 6), st.integers(1, 3))
+def test_apart_splits_the_rows_into_two_runs_of_neighbours(lengths, context_size, num_messages):
     """So that both calls read queries and write results in place."""
-    for tables, tokens in every_slot(lengths, context_size, apart=True):
-        rows = [part.rows.tolist() for part in (tables.remote, tables.local) if part is not None]
-        assert [row for part in rows for row in part] == list(range(tokens))
-        assert all(part.run is not None for part in (tables.remote, tables.local) if part is not None)
+    for tables, tokens in every_slot(lengths, context_size, True, num_messages):
+        parts = parts_of(tables)
+        assert [row for part in parts for row in part.rows.tolist()] == list(range(tokens))
+        assert all(part.run is not None for part in parts)
+        assert len(tables.remotes) <= 1
 
 
 @settings(max_examples=80, deadline=None)
-@given(lengths_of_packs, st.integers(2, 6))
-def test_merged_leaves_every_row_to_the_local_call_and_reads_borrowed_keys_only(lengths, context_size):
-    for tables, tokens in every_slot(lengths, context_size, apart=False):
+@given(lengths_of_packs, st.integers(2, 6), st.integers(1, 3))
+def test_merged_leaves_every_row_to_the_local_call_and_reads_borrowed_keys_only(lengths, context_size, num_messages):
+    """Those of each message in a call of its own."""
+    for tables, tokens in every_slot(lengths, context_size, False, num_messages):
         assert (0 if tables.local is None else len(tables.local.rows)) == tokens
-        assert bool((tables.gather.rows >= tables.gather.num_own).all())
+        assert len(tables.remotes) == len(tables.exchange.messages)
+        for remote, message in zip(tables.remotes, tables.exchange.messages, strict=True):
+            assert tables.exchange.messages[remote.messages] == (message,)
+            assert remote.borrowed == message.borrowed
+            assert bool((remote.gather.rows >= remote.gather.num_own).all())
+            assert set((remote.gather.rows - remote.gather.num_own).tolist()) == set(range(sum(message.receive_rows)))
 
 
 @pytest.mark.parametrize(
@@ -54,6 +66,20 @@ def test_a_slot_is_apart_where_waiting_costs_less_than_merging(pack, near_slots,
     plan = compile_plan(mixes(65_536)[f"{pack}_64k"], 2)
     exchanges = [compile_exchange(plan, slot, None, CPU) for slot in (0, 1)]
     assert [apart_is_faster(plan, slot, exchanges[slot], near_slots) for slot in (0, 1)] == apart
+
+
+@pytest.mark.parametrize(
+    ("lengths", "context_size", "near_slots", "num_messages"),
+    [
+        (mixes(65_536)["hybrid_64k"], 2, None, 1),  # NVLink: attention to a slot's own keys is longer
+        (mixes(65_536)["one_long_64k"], 4, None, 1),
+        (mixes(65_536)["one_long_64k"], 4, 1, 2),
+        ([524_288], 64, 1, 4),  # a network: keys take far longer than a slot's own attention
+        ([2_048] * 32, 4, 1, 1),  # nothing travels
+    ],
+)
+def test_keys_come_in_several_messages_where_own_attention_is_shorter(lengths, context_size, near_slots, num_messages):
+    assert best_num_messages(compile_plan(lengths, context_size), near_slots) == num_messages
 
 
 def test_mixes_hold_the_tokens_they_are_named_after():

@@ -22,44 +22,72 @@ def slot_rows(plan, slot):
     return [(doc, row) for doc, start, stop in plan.slots[slot] for row in range(start, stop)]
 
 
+def there(borrowed, arriving):
+    """The borrowed rows, all messages waited for."""
+    for message in arriving:
+        message.wait()
+    return borrowed
+
+
 @settings(max_examples=60, deadline=None)
-@given(packs, st.integers(1, 8), windows)
-def test_a_slot_receives_exactly_the_rows_of_its_fetches_in_order(lengths, context_size, window):
+@given(packs, st.integers(1, 8), windows, st.integers(1, 4))
+def test_a_slot_receives_exactly_the_rows_of_its_fetches(lengths, context_size, window, num_messages):
+    """In the order `fetched` tells, which is that of the plan's fetches in each message."""
     plan = compile_plan(lengths, context_size)
 
     def rank(mesh):
-        exchange = compile_exchange(plan, mesh.context.rank, window, CPU)
+        exchange = compile_exchange(plan, mesh.context.rank, window, CPU, num_messages)
         rows = torch.tensor(slot_rows(plan, mesh.context.rank), dtype=torch.float64).reshape(-1, 1, 2)
         key, value = rows.split(1, -1)
-        return fetch_keys(key, value, exchange, mesh.context).wait()[:, 0].tolist(), mesh.context.traffic.rows
+        borrowed = there(*fetch_keys(key, value, exchange, mesh.context))
+        return borrowed[:, 0].tolist(), exchange.fetched, mesh.context.traffic.rows
 
-    for slot, (received, counted) in enumerate(outcomes(loopback_meshes(context_size), rank)):
-        wanted = [[f.doc, row] for f in fetches(plan, slot, window) for row in range(f.start, f.stop)]
-        assert received == wanted
-        assert counted == len(wanted)
+    for slot, (received, fetched, counted) in enumerate(outcomes(loopback_meshes(context_size), rank)):
+        wanted = fetches(plan, slot, window)
+        assert received == [[f.doc, row] for f in fetched for row in range(f.start, f.stop)]
+        assert counted == sum(f.stop - f.start for f in wanted)
+        owed = sorted((f.from_slot, f.doc, row) for f in wanted for row in range(f.start, f.stop))
+        assert sorted((f.from_slot, f.doc, row) for f in fetched for row in range(f.start, f.stop)) == owed
+        if num_messages == 1:
+            assert fetched == wanted
+
+
+def test_messages_share_what_two_slots_exchange_in_whole_tiles():
+    plan = Plan((4_096,), 2, ((Piece(0, 0, 2_000),), (Piece(0, 2_000, 4_096),)))
+    receiver, sender = (compile_exchange(plan, slot, None, CPU, 4) for slot in (1, 0))
+    assert [message.receive_rows for message in receiver.messages] == [[384, 0], [512, 0], [512, 0], [592, 0]]
+    assert [message.send_rows for message in sender.messages] == [[0, 384], [0, 512], [0, 512], [0, 592]]
+    assert [f.start for f in receiver.fetched] == [0, 384, 896, 1_408]
 
 
 @settings(max_examples=60, deadline=None)
-@given(packs, st.integers(2, 8), windows, st.integers(0, 10))
-def test_fetching_and_returning_are_adjoint(lengths, context_size, window, seed):
+@given(packs, st.integers(2, 8), windows, st.integers(1, 3), st.integers(0, 10))
+def test_fetching_and_returning_are_adjoint(lengths, context_size, window, num_messages, seed):
     """<fetch(x), y> == <x, return(y)>, summed over ranks."""
     plan = compile_plan(lengths, context_size)
     draw = torch.Generator().manual_seed(seed)
     xs = [torch.randn(plan.tokens(slot), 2, 3, generator=draw, dtype=torch.float64) for slot in range(context_size)]
-    exchanges = [compile_exchange(plan, slot, window, CPU) for slot in range(context_size)]
-    ys = [torch.randn(sum(e.receive_rows), 2, 3, generator=draw, dtype=torch.float64) for e in exchanges]
+    exchanges = [compile_exchange(plan, slot, window, CPU, num_messages) for slot in range(context_size)]
+    ys = [torch.randn(e.num_borrowed, 2, 3, generator=draw, dtype=torch.float64) for e in exchanges]
 
     def rank(mesh):
         slot = mesh.context.rank
         x, y, exchange = xs[slot], ys[slot], exchanges[slot]
-        fetched = fetch_keys(x[..., :2], x[..., 2:], exchange, mesh.context).wait()
-        returned = return_key_grads(y, exchange, mesh.context).wait()
-        home = torch.zeros_like(x)
-        sum_rows(split(home, 2), split(returned, 2), exchange.returns)
-        return (fetched * y).sum(), (x * home).sum()
+        fetched = there(*fetch_keys(x[..., :2], x[..., 2:], exchange, mesh.context))
+        summed = torch.zeros_like(x)
+        sum_rows(split(summed, 2), split(returned(y, exchange, mesh.context), 2), exchange.returns)
+        return (fetched * y).sum(), (x * summed).sum()
 
-    there, back = zip(*outcomes(loopback_meshes(context_size), rank), strict=True)
-    assert torch.stack(there).sum().item() == pytest.approx(torch.stack(back).sum().item(), abs=1e-10)
+    forth, back = zip(*outcomes(loopback_meshes(context_size), rank), strict=True)
+    assert torch.stack(forth).sum().item() == pytest.approx(torch.stack(back).sum().item(), abs=1e-10)
+
+
+def returned(grads, exchange, axis):
+    """Gradients of the rows that were sent, all messages home."""
+    home = grads.new_empty((len(exchange.send_order), *grads.shape[1:]))
+    for pending in [return_key_grads(grads, home, message, axis) for message in exchange.messages]:
+        pending.wait()
+    return home
 
 
 def test_a_row_that_several_slots_borrow_gets_the_sum_of_their_gradients():
@@ -68,11 +96,10 @@ def test_a_row_that_several_slots_borrow_gets_the_sum_of_their_gradients():
 
     def rank(mesh):
         exchange = compile_exchange(plan, mesh.context.rank, None, CPU)
-        ones = torch.ones(sum(exchange.receive_rows), 1, 2)
-        returned = return_key_grads(ones, exchange, mesh.context).wait()
-        home = torch.zeros(1, 1, 2)
-        sum_rows(split(home, 1), split(returned, 1), exchange.returns)
-        return home.flatten().tolist()
+        ones = torch.ones(exchange.num_borrowed, 1, 2)
+        summed = torch.zeros(1, 1, 2)
+        sum_rows(split(summed, 1), split(returned(ones, exchange, mesh.context), 1), exchange.returns)
+        return summed.flatten().tolist()
 
     assert outcomes(loopback_meshes(3), rank) == [[2.0, 2.0], [1.0, 1.0], [0.0, 0.0]]
 
@@ -83,14 +110,14 @@ def test_a_pack_of_whole_documents_posts_no_collective():
 
     class NoAxis:
         def all_to_all(self, *message):
-            raise AssertionError(f"a collective was posted: {message[-1]}")
+            raise AssertionError(f"a collective was posted: {message}")
 
     for slot in range(4):
-        exchange = compile_exchange(plan, slot, None, CPU)
+        exchange = compile_exchange(plan, slot, None, CPU, num_messages=2)
         kv = torch.ones(plan.tokens(slot), 1, 2)
         assert exchange.silent
-        assert len(fetch_keys(kv, kv, exchange, NoAxis()).wait()) == 0
-        return_key_grads(kv[:0], exchange, NoAxis()).wait()
+        assert len(there(*fetch_keys(kv, kv, exchange, NoAxis()))) == 0
+        assert len(returned(kv[:0], exchange, NoAxis())) == 0
 
 
 def test_half_precision_gradients_are_summed_in_float32():

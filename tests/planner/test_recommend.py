@@ -96,7 +96,7 @@ def test_where_little_attention_hides_keys_the_advice_is_to_send_fewer_of_them()
     choices = {choice.ulysses_size: choice for choice in recommend(REFERENCE["github_512k"], 64, LLAMA3_8B, H100)}
     assert list(choices) == [8, 4, 2, 1]
     assert "of that beside no attention" in choices[1].reason
-    assert choices[8].layer_seconds < 0.75 * choices[1].layer_seconds
+    assert choices[8].layer_seconds < 0.9 * choices[1].layer_seconds
 
 
 def test_a_step_is_its_layers_and_the_output_and_memory_falls_with_ranks() -> None:

@@ -52,6 +52,9 @@ def attention(
     form: Annotated[
         list[str] | None, typer.Option(help="How rows that wait for keys are attended: auto, apart, merged; several.")
     ] = None,
+    messages: Annotated[
+        list[int] | None, typer.Option(min=1, help="In how many messages keys of others come; several times.")
+    ] = None,
     meeting: Annotated[
         bool,
         typer.Option("--meeting", help="Also the whole pack on every rank, all of which wait for each other."),
@@ -74,7 +77,7 @@ def attention(
     shape = Shape(heads, kv_heads, head_dim, kernel)
     packs = _packs(lengths, pack, tokens)
     if nproc is None:
-        _refuse_without_ranks(split, slow_link, plot, trace, form, meeting, baseline)
+        _refuse_without_ranks(split, slow_link, plot, trace, form, messages, meeting, baseline)
         rows = _time_alone(packs, context_size, shape, repeats)
         typer.echo(json.dumps(rows)) if as_json else _table(rows)
         return
@@ -87,6 +90,7 @@ def attention(
         shape=shape,
         repeats=repeats,
         forms=form or ["auto"],
+        messages=messages or None,
         meeting=meeting,
         trace_folder=None if trace is None else str(trace.absolute()),
     )
@@ -122,11 +126,13 @@ def _refuse_without_ranks(
     plot: Path | None,
     trace: Path | None,
     form: list[str] | None,
+    messages: list[int] | None,
     meeting: bool,
     baseline: Path | None,
 ) -> None:
     options = {"--split": split, "--slow-link": slow_link, "--plot": plot, "--trace": trace, "--form": form}
-    given = [name for name, value in {**options, "--meeting": meeting, "--baseline": baseline}.items() if value]
+    options |= {"--messages": messages, "--meeting": meeting, "--baseline": baseline}
+    given = [name for name, value in options.items() if value]
     if given:
         raise ConfigError(f"{', '.join(given)}: only with --nproc N, which measures on N ranks.")
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any
 
 import torch
@@ -87,9 +87,10 @@ def _ways(bench: Bench, pack: WholePack) -> Iterator[tuple[str, str | None, Call
     """Name, split, and how to make it. Neighbours with one name and split are settings: the fastest counts."""
     shape, size, rank = bench.request.shape, bench.size, bench.mesh.group.rank
     for context, ulysses in bench.request.splits:
-        for form in bench.request.forms:
-            name = "hsap" if form == "auto" else f"hsap {form}"
-            yield name, f"{context}x{ulysses}", partial(hsap_way, pack, shape, bench.meshes[context, ulysses], form)
+        for form, count in product(bench.request.forms, bench.request.messages or [None]):
+            name = " ".join(["hsap", *([] if form == "auto" else [form]), *([] if count is None else [f"/ {count}"])])
+            mesh = bench.meshes[context, ulysses]
+            yield name, f"{context}x{ulysses}", partial(hsap_way, pack, shape, mesh, form, count)
     if shape.heads % size == 0:
         yield "ulysses", f"1x{size}", partial(hsap_way, pack, shape, bench.meshes[1, size])
     if bench.request.meeting:

@@ -27,6 +27,8 @@ class Request:
     repeats: int
     forms: list[str]
     """Ways to attend what waits for keys, each a row of its own; see ways.FORMS."""
+    messages: list[int] | None = None
+    """Numbers of messages of an exchange, each a row of its own; None: what is predicted to be fastest."""
     meeting: bool = False
     """Also the whole pack on ranks that wait for each other in every call; see ways.meeting_way."""
     trace_folder: str | None = None

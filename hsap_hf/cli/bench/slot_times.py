@@ -32,11 +32,14 @@ class FreeAxis:
     traffic: Traffic = field(default_factory=Traffic)
     _drawn: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    def all_to_all(self, send: Tensor, send_rows: list[int], receive_rows: list[int], purpose: str) -> Pending:
+    def all_to_all(
+        self, send: Tensor, send_rows: list[int], receive_rows: list[int], purpose: str, into: Tensor | None = None
+    ) -> Pending:
         shape = (sum(receive_rows), *send.shape[1:])
         if shape not in self._drawn:
             self._drawn[shape] = torch.randn(shape, device=send.device).to(send.dtype)
-        return Pending(self._drawn[shape], None)
+        drawn = self._drawn[shape]
+        return Pending(drawn if into is None else into.copy_(drawn), None)
 
 
 @dataclass

@@ -52,8 +52,10 @@ class WatchedAxis:
     def traffic(self) -> Traffic:
         return self.axis.traffic
 
-    def all_to_all(self, send: Tensor, send_rows: list[int], receive_rows: list[int], purpose: str) -> Pending:
-        pending = self.axis.all_to_all(send, send_rows, receive_rows, purpose)
+    def all_to_all(
+        self, send: Tensor, send_rows: list[int], receive_rows: list[int], purpose: str, into: Tensor | None = None
+    ) -> Pending:
+        pending = self.axis.all_to_all(send, send_rows, receive_rows, purpose, into)
         return pending if self.size == 1 else WatchedPending(pending, self.waits)
 
     def all_gather(self, row: Tensor, purpose: str) -> Tensor:

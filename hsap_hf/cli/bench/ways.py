@@ -52,7 +52,7 @@ FORMS = {"auto": None, "apart": True, "merged": False}
 """Of a slot's tables, see attention.segments.SlotTables."""
 
 
-def hsap_way(pack: WholePack, shape: Shape, mesh: HsapMesh, form: str = "auto") -> Way:
+def hsap_way(pack: WholePack, shape: Shape, mesh: HsapMesh, form: str = "auto", num_messages: int | None = None) -> Way:
     """HSAP on the mesh's split; plain Ulysses on the same kernel where all ranks are on the ulysses axis."""
     q, device = pack.problem.q, pack.problem.q.device
     slot, ulysses = mesh.context.rank, mesh.ulysses
@@ -61,7 +61,15 @@ def hsap_way(pack: WholePack, shape: Shape, mesh: HsapMesh, form: str = "auto") 
     start = sum(ranks[: ulysses.rank])
     rows = _pack_rows(plan, slot, device)[start : start + ranks[ulysses.rank]]
     call = Call(
-        tables=compile_tables(plan, slot, None, device, apart=FORMS[form], near_slots=mesh.near_slots),
+        tables=compile_tables(
+            plan,
+            slot,
+            None,
+            device,
+            apart=FORMS[form],
+            num_messages=num_messages,
+            near_slots=mesh.near_slots,
+        ),
         context=mesh.context,
         ulysses=ulysses,
         rows=ranks,
