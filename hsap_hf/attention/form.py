@@ -1,4 +1,4 @@
-"""What is predicted to be fastest on a GPU: a slot's form (see segments.SlotTables), and the number of messages."""
+"""What is predicted to be fastest on a GPU: a slot's form (see tables.SlotTables), and the number of messages."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 from hsap_hf.attention.kernels import Kernel, Problem, Scores
 from hsap_hf.attention.lane import Lane
 from hsap_hf.attention.merge import add_sinks, merge_rows, sink_grads
-from hsap_hf.attention.segments import Part, Remote, SlotTables
+from hsap_hf.attention.segments import Gather, Part
+from hsap_hf.attention.tables import SlotTables
 from hsap_hf.comm.axis import Axis, Pending
 from hsap_hf.comm.exchange import fetch_keys, return_key_grads
 from hsap_hf.comm.pairs import Pair, split
@@ -84,15 +85,15 @@ def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Te
     with lane:
         for remote in call.tables.remotes:
             _await(arriving[remote.messages])
-            if remote.part is None:
-                continue
-            problem = _problem(call, remote.part, q, *_far_keys(remote, k, v, borrowed))
-            if call.tables.apart:
-                _settle(remote.part, out, lse, *call.kernel.forward(problem, remote.part.room(out)))
-            else:
-                far = call.kernel.forward(problem)
-                lane.follow()  # the local part's results are merged with
-                merge_rows(out, lse, remote.part.rows, *far)
+            theirs = split(borrowed[remote.borrowed], k.shape[-1])
+            for part, gather in remote.calls:
+                problem = _problem(call, part, q, *_far_keys(gather, (k, v), theirs))
+                if call.tables.apart:
+                    _settle(part, out, lse, *call.kernel.forward(problem, part.room(out)))
+                else:
+                    far = call.kernel.forward(problem)
+                    lane.follow()  # the local part's results are merged with
+                    merge_rows(out, lse, part.rows, *far)
     lane.join()
 
     sinks = None if sinks_N is None else sinks_N.unflatten(0, (call.ulysses.size, -1))[call.ulysses.rank]
@@ -127,10 +128,11 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
         home = borrowed.new_empty((len(exchange.send_order), *borrowed.shape[1:]))
         for remote in call.tables.remotes:
             _await(arriving[remote.messages])
-            if remote.part is not None:
-                far_q = _backward_remote(call, saved, remote, remote.part, borrowed, grad_borrowed, grad_out, grads)
+            theirs, to_them = (split(x[remote.borrowed], k.shape[-1]) for x in (borrowed, grad_borrowed))
+            for part, gather in remote.calls:
+                far_q = _backward_remote(call, saved, part, gather, theirs, to_them, grad_out, grads)
                 if far_q is not None:
-                    far_grads.append((remote.part, far_q))
+                    far_grads.append((part, far_q))
             for message in exchange.messages[remote.messages]:
                 returning.append(return_key_grads(grad_borrowed, home, message, call.context))
     if not local_first:
@@ -190,26 +192,26 @@ def _backward_local(call: Call, saved: Saved, grad_out: Tensor, grads: Grads | N
 def _backward_remote(
     call: Call,
     saved: Saved,
-    remote: Remote,
     part: Part,
-    borrowed: Tensor,
-    grad_borrowed: Tensor,
+    gather: Gather,
+    theirs: Pair,
+    to_them: Pair,
     grad_out: Tensor,
     grads: Grads | None,
 ) -> Tensor | None:
     """Writes the gradients of the rows that were borrowed for this call, and returns those of queries, where they are
     to be added to others.
 
-    part: the remote's. grads: of the whole slot. Where parts are apart, the rows of the remote part are written there.
+    theirs, to_them: the remote's borrowed keys and values, and their gradients. grads: of the whole slot. Where parts
+    are apart, the rows of the remote part are written there.
     """
-    (q, k, v, _, out, lse, _), gather = saved, remote.gather
+    q, k, v, _, out, lse, _ = saved
     result = part.take(grad_out), part.take(out), part.take(lse, 1)
     room = part.room(grads[0]) if grads is not None else None
-    problem = _problem(call, part, q, *_far_keys(remote, k, v, borrowed))
+    problem = _problem(call, part, q, *_far_keys(gather, (k, v), theirs))
     far_q, *far_kv = call.kernel.backward(problem, *result, (room, None, None))
     far_pair = far_kv[0], far_kv[1]
-    theirs = split(grad_borrowed[remote.borrowed], k.shape[-1])
-    sum_rows(theirs, far_pair, gather.sums, first=gather.num_own, add=False)
+    sum_rows(to_them, far_pair, gather.sums, first=gather.num_own, add=False)
     if grads is None:
         return far_q
     sum_rows((grads[1][: gather.own_stop], grads[2][: gather.own_stop]), far_pair, gather.sums, add=False)
@@ -230,10 +232,9 @@ def _settle(part: Part, out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Te
     part.write(lse, part_lse, 1)
 
 
-def _far_keys(remote: Remote, k: Tensor, v: Tensor, borrowed: Tensor) -> Pair:
+def _far_keys(gather: Gather, own: Pair, theirs: Pair) -> Pair:
     """Keys and values of a remote call, in the order of its segments."""
-    theirs, gather = split(borrowed[remote.borrowed], k.shape[-1]), remote.gather
-    return theirs if gather.in_place else split(take_rows((k, v), theirs, gather.rows), k.shape[-1])
+    return theirs if gather.in_place else split(take_rows(own, theirs, gather.rows), own[0].shape[-1])
 
 
 def _scatter_pair(call: Call, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

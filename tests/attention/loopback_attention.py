@@ -9,7 +9,7 @@ import torch
 from hsap_hf.attention.function import Call, backward, forward
 from hsap_hf.attention.kernels import Scores, choose_kernel
 from hsap_hf.attention.reference import reference_attention
-from hsap_hf.attention.segments import compile_tables
+from hsap_hf.attention.tables import compile_tables
 from hsap_hf.comm.deal import rank_rows
 from hsap_hf.comm.loopback import loopback_grid, run_ranks
 from hsap_hf.comm.ulysses import share_heads

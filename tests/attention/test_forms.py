@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsap_hf.attention.form import apart_is_faster, best_num_messages
-from hsap_hf.attention.segments import compile_tables
+from hsap_hf.attention.tables import compile_tables
 from hsap_hf.cli.bench.mixes import mixes
 from hsap_hf.comm.exchange import compile_exchange
 from hsap_hf.planner import compile_plan
@@ -24,7 +24,9 @@ def every_slot(lengths, context_size, apart, num_messages=1):
 
 
 def parts_of(tables):
-    return [part for part in (*(remote.part for remote in tables.remotes), tables.local) if part is not None]
+    """Of all remote calls, then the local one."""
+    far = [part for remote in tables.remotes for part, _ in remote.calls]
+    return far if tables.local is None else [*far, tables.local]
 
 
 @settings(max_examples=80, deadline=None)
@@ -45,11 +47,13 @@ def test_merged_leaves_every_row_to_the_local_call_and_reads_borrowed_keys_only(
     for tables, tokens in every_slot(lengths, context_size, False, num_messages):
         assert (0 if tables.local is None else len(tables.local.rows)) == tokens
         assert len(tables.remotes) == len(tables.exchange.messages)
+        assert all(part.run is not None for part in parts_of(tables))  # in place, so with a call for each run
         for remote, message in zip(tables.remotes, tables.exchange.messages, strict=True):
             assert tables.exchange.messages[remote.messages] == (message,)
             assert remote.borrowed == message.borrowed
-            assert bool((remote.gather.rows >= remote.gather.num_own).all())
-            assert set((remote.gather.rows - remote.gather.num_own).tolist()) == set(range(sum(message.receive_rows)))
+            needed = [set((gather.rows - gather.num_own).tolist()) for _, gather in remote.calls]
+            assert set().union(*needed) == set(range(sum(message.receive_rows)))
+            assert sum(map(len, needed)) == sum(message.receive_rows)  # no key in two calls
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class Way:
 
 
 FORMS = {"auto": None, "apart": True, "merged": False}
-"""Of a slot's tables, see attention.segments.SlotTables."""
+"""Of a slot's tables, see attention.tables.SlotTables."""
 
 
 def hsap_way(pack: WholePack, shape: Shape, mesh: HsapMesh, form: str = "auto", num_messages: int | None = None) -> Way:

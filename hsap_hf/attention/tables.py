@@ -1,0 +1,169 @@
+"""What one slot attends to: its own keys at once, those of others as they come. Compiled once per batch and window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from hsap_hf.attention.form import apart_is_faster, best_num_messages
+from hsap_hf.attention.segments import Gather, Part, make_gather, make_part
+from hsap_hf.comm.exchange import Exchange, compile_exchange
+from hsap_hf.comm.spans import offsets
+from hsap_hf.planner import Piece, Plan
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What can be attended to once some messages have come."""
+
+    messages: slice
+    """Of the exchange."""
+    borrowed: slice
+    """The rows they bring."""
+    calls: tuple[tuple[Part, Gather], ...]
+    """Rows of cut documents against borrowed keys: one call for each run of neighbours, so that all are attended in
+    place. No two need the same keys."""
+
+
+@dataclass(frozen=True)
+class SlotTables:
+    """All that the layers with one window need to know about a slot.
+
+    Two forms. *Apart*: each piece of a document that waits for keys is one causal segment of the remote call, over all
+    the keys it needs, own ones among them; the local call has the other rows, and nothing is computed twice or merged.
+    *Merged*: the local call takes every row in place (own keys of a cut document, head and tail joined, are one causal
+    segment), remote calls for each message add full rectangles of its keys, and rows with both are merged. A window
+    measures distance inside the document, which joined pieces do not keep, so layers with one are always apart.
+    """
+
+    exchange: Exchange
+    local: Part | None
+    """The slot's rows against its own keys; needs nothing from others."""
+    remotes: tuple[Remote, ...]
+    """Every message belongs to one of them."""
+    apart: bool
+    """No row is in two parts."""
+
+
+def compile_tables(
+    plan: Plan,
+    slot: int,
+    window: int | None,
+    device: torch.device,
+    *,
+    apart: bool | None = None,
+    num_messages: int | None = None,
+    near_slots: int | None = None,
+) -> SlotTables:
+    """Tables of `slot` for layers that see the last `window` keys of a document (None: all of them).
+
+    apart: the form; None takes the one predicted to be faster: merged on a CPU, whose kernel would need a mask for
+    causal segments of more keys than queries. num_messages: of the exchange, the same on all slots; None takes what is
+    predicted to be fastest, one on a CPU. near_slots: see HsapMesh.
+    """
+    predicts = device.type == "cuda" and window is None
+    if num_messages is None:
+        num_messages = best_num_messages(plan, near_slots) if predicts else 1
+    exchange = compile_exchange(plan, slot, window, device, num_messages)
+    if apart is None or window is not None:
+        apart = window is not None or (predicts and apart_is_faster(plan, slot, exchange, near_slots))
+    pieces = plan.slots[slot]
+    own = _by_document([(piece, row) for piece, row in zip(pieces, _rows_of(pieces), strict=True)])
+    waiting = {fetch.doc for fetch in exchange.fetched} if apart else set()
+    local_spans = [
+        (mine[0][1], sum(piece.stop - piece.start for piece, _ in mine))
+        for doc, mine in own.items()
+        if doc not in waiting
+    ]
+    lengths = [length for _, length in local_spans]
+    count = len(exchange.messages)
+    together = [slice(0, count)] if apart and count else [slice(number, number + 1) for number in range(count)]
+    return SlotTables(
+        exchange=exchange,
+        local=make_part(lengths, lengths, local_spans, True, device) if lengths else None,
+        remotes=tuple(
+            _remote(exchange, messages, own, window, apart, plan.tokens(slot), device) for messages in together
+        ),
+        apart=apart,
+    )
+
+
+def _remote(
+    exchange: Exchange,
+    messages: slice,
+    own: dict[int, list[tuple[Piece, int]]],
+    window: int | None,
+    apart: bool,
+    tokens: int,
+    device: torch.device,
+) -> Remote:
+    """The calls that these messages allow. own: pieces and first rows of the slot's documents."""
+    first, last = exchange.messages[messages][0].borrowed, exchange.messages[messages][-1].borrowed
+    place = slice(first.start, last.stop)
+    fetched = [Piece(fetch.doc, fetch.start, fetch.stop) for fetch in exchange.fetched]
+    arrived = [(span, row - place.start) for span, row in zip(fetched, _rows_of(fetched), strict=True)]
+    borrowed = _by_document([(span, row) for span, row in arrived if 0 <= row < place.stop - place.start])
+    segments: list[_Segment] = []
+    for doc, mine in own.items():
+        theirs = borrowed.get(doc, [])
+        for piece, row in mine if theirs else []:
+            low = 0 if window is None else max(0, piece.start - window + 1)
+            keys = _overlaps([(False, *entry) for entry in theirs], low, piece.stop)
+            if apart:
+                keys = sorted(keys + _overlaps([(True, *entry) for entry in mine], low, piece.stop))
+            if keys:
+                sources = [(is_own, at, length) for _, is_own, at, length in keys]
+                segments.append(_Segment(row, piece.stop - piece.start, sources))
+    calls = []
+    for run in [segments] if apart and segments else _runs(segments):
+        spans = [(segment.row, segment.length) for segment in run]
+        key_lengths = [sum(length for *_, length in segment.sources) for segment in run]
+        part = make_part([length for _, length in spans], key_lengths, spans, apart, device)
+        sources = [source for segment in run for source in segment.sources]
+        calls.append((part, make_gather(sources, tokens, place.stop - place.start, device)))
+    return Remote(messages, place, tuple(calls))
+
+
+class _Segment(NamedTuple):
+    """Rows of the slot that ask, and (is own, row in its source, length) of every run of keys they need."""
+
+    row: int
+    length: int
+    sources: list[tuple[bool, int, int]]
+
+
+def _runs(segments: list[_Segment]) -> Iterator[list[_Segment]]:
+    """Segments whose rows are neighbours, together."""
+    run: list[_Segment] = []
+    for segment in segments:
+        if run and run[-1].row + run[-1].length != segment.row:
+            yield run
+            run = []
+        run.append(segment)
+    if run:
+        yield run
+
+
+def _rows_of(spans: Sequence[Piece]) -> list[int]:
+    return offsets(np.array([span.stop - span.start for span in spans], dtype=np.int64)).tolist()
+
+
+def _by_document(entries: list[tuple[Piece, int]]) -> dict[int, list[tuple[Piece, int]]]:
+    entries = sorted(entries, key=lambda entry: entry[0][:2])
+    found = {doc: list(group) for doc, group in groupby(entries, key=lambda entry: entry[0].doc)}
+    return dict(sorted(found.items(), key=lambda item: item[1][0][1]))
+
+
+def _overlaps(entries: list[tuple[bool, Piece, int]], low: int, high: int) -> list[tuple[int, bool, int, int]]:
+    """Parts of `entries` inside rows [low, high), as (document row, is own, row in its source, length)."""
+    parts = []
+    for is_own, piece, row in entries:
+        start, stop = max(low, piece.start), min(high, piece.stop)
+        if start < stop:
+            parts.append((start, is_own, row + start - piece.start, stop - start))
+    return parts
