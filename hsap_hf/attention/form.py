@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from hsap_hf.comm.exchange import Exchange
 from hsap_hf.planner import Plan
 from hsap_hf.planner.documents import pairs
@@ -38,16 +40,20 @@ def apart_is_faster(plan: Plan, slot: int, exchange: Exchange, near_slots: int |
 
 def best_num_messages(plan: Plan, near_slots: int | None = None) -> int:
     """Of messages of an exchange: with them the slowest slot is fastest, all slots merged. The same on all slots."""
-    cut = plan.cut_documents
-    traffic = exchanged(cut.values(), plan.context_size, near_slots)
-    work = [2 * plan.work(slot) for slot in range(plan.context_size)]
-    in_both = [0] * plan.context_size
-    for owned in cut.values():
+    cut, count = plan.cut_documents.values(), plan.context_size
+    if not cut:
+        return 1
+    pieces, per_slot = plan.table
+    doubled = (pieces[:, 2] - pieces[:, 1]) * (pieces[:, 1] + pieces[:, 2] + 1)
+    work = np.bincount(np.repeat(np.arange(count), per_slot), doubled, count).astype(np.int64).tolist()
+    in_both = [0] * count
+    for owned in cut:
         for start, stop, slot in owned:
             in_both[slot] += stop - start
+    traffic = exchanged(cut, count, near_slots)
     travel = map(_travel_pairs, traffic.near_most(), traffic.far_most())
-    slots = list(zip(work, own_work(cut.values(), work), travel, in_both, strict=True))
-    return min(COUNTS, key=lambda count: max(_merged_pairs(*slot, count) for slot in slots))
+    slots = list(zip(work, own_work(cut, work), travel, in_both, strict=True))
+    return min(COUNTS, key=lambda messages: max(_merged_pairs(*slot, messages) for slot in slots))
 
 
 def _merged_pairs(work: int, own: int, travel: int, rows: int, count: int) -> float:

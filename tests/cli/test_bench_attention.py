@@ -8,13 +8,14 @@ import torch
 from launched import HSAP, launch
 from torch.nn import functional
 
-from hsap_hf.cli.bench import peers, trace
+from hsap_hf.cli.bench import peers, ranks, trace
 from hsap_hf.cli.bench.entry import Entry
 from hsap_hf.cli.bench.slot_times import slot_runs
 from hsap_hf.cli.bench.table import problems, regressions
 from hsap_hf.cli.bench.timing import Times
 from hsap_hf.cli.bench.ways import Way
 from hsap_hf.cli.bench.whole_pack import Shape, draw_pack
+from hsap_hf.comm.loopback import lone_mesh
 from hsap_hf.planner import compile_plan
 
 PACKS = {"mixed": [301, 64, 9, 33, 1, 120], "all_short": [32] * 8}
@@ -49,6 +50,18 @@ def measured(rows):
 def test_every_pack_has_one_row_a_way(rows):
     assert [(row["pack"], row["way"], row["split"]) for row in rows] == [(name, *way) for name in PACKS for way in WAYS]
     assert {row["way"] for row in rows if row["note"]} == {"ring zigzag", "ring llama3"}
+
+
+def test_forms_and_numbers_of_messages_are_rows_of_their_own():
+    request = SimpleNamespace(
+        splits=[(2, 1)], forms=["auto", "merged"], messages=[1, 2], meeting=False, shape=Shape(3, 1, 8, "auto")
+    )
+    bench = SimpleNamespace(
+        request=request, size=2, mesh=lone_mesh(), meshes={(2, 1): lone_mesh()}, device=torch.device("cpu")
+    )
+    pack = draw_pack([5], request.shape, bench.device)
+    names = [name for name, _, _ in ranks._ways(bench, pack)]
+    assert names == [f"hsap{form}, messages: {count}" for form in ("", " merged") for count in (1, 2)]
 
 
 def test_every_result_is_that_of_one_rank(measured):

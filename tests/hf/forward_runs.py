@@ -11,6 +11,7 @@ CASES = {  # documents that each of four ranks brings
     "ragged": [[40, 3], [1, 1, 1, 1], [90], [7, 20, 5, 64]],
     "one rank brings nothing": [[40, 3], [], [90, 2], [1]],
     "only one rank brings something": [[], [], [70, 1], []],
+    "one long document": [[], [900], [], [30]],
     "fewer tokens than ranks": [[2], [1], [], []],
     "nobody brings anything": [[], [], [], []],
 }
@@ -86,6 +87,7 @@ def step(
     twice=False,
     kv_heads=2,
     borrowed_keys="auto",
+    exchange_messages="auto",
 ):
     """One step with HSAP and one without: both losses, and the largest difference of any gradient."""
     me, size = dist.get_rank(), group[0] * group[1]
@@ -108,7 +110,7 @@ def step(
     if twice:
         loss = loss + 2 * stock_loss(model, packed([5 + me, 60 * (me == 1) + 1], seed=9), 7.0)
     stock = mean_gradients(model, loss)
-    with enabled(model, group, borrowed_keys=borrowed_keys) as handle:
+    with enabled(model, group, borrowed_keys=borrowed_keys, exchange_messages=exchange_messages) as handle:
         ours = model(**batch, **options).loss
         if twice:  # two plans in flight: as DPO does it, or a reference model, or interleaved micro-batches
             ours = ours + 2 * model(**packed([5 + me, 60 * (me == 1) + 1], seed=9), num_items_in_batch=7.0).loss

@@ -87,7 +87,7 @@ def test_at_1024_gpus_a_layer_is_near_ideal(mix: str) -> None:
     assert (best.context_size, best.ulysses_size) == (128, 8)
     load = load_of(compile_plan(lengths, 128, ranks_per_node=1), 1)
     ideal = ideal_seconds(load.tokens, load.work, LLAMA3_8B, H100) / 8
-    assert ideal / best.layer_seconds >= 0.88
+    assert ideal / best.layer_seconds >= 0.91
     assert ideal / layer_seconds(load.all_hides(), LLAMA3_8B, H100, 8) >= 0.92  # what the placement leaves room for
 
 

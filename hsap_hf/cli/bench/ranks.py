@@ -88,7 +88,8 @@ def _ways(bench: Bench, pack: WholePack) -> Iterator[tuple[str, str | None, Call
     shape, size, rank = bench.request.shape, bench.size, bench.mesh.group.rank
     for context, ulysses in bench.request.splits:
         for form, count in product(bench.request.forms, bench.request.messages or [None]):
-            name = " ".join(["hsap", *([] if form == "auto" else [form]), *([] if count is None else [f"/ {count}"])])
+            name = "hsap" if form == "auto" else f"hsap {form}"
+            name += "" if count is None else f", messages: {count}"
             mesh = bench.meshes[context, ulysses]
             yield name, f"{context}x{ulysses}", partial(hsap_way, pack, shape, mesh, form, count)
     if shape.heads % size == 0:
