@@ -104,10 +104,12 @@ def slot_seconds(
 ) -> list[float]:
     """Every slot's time for one layer."""
     near, far = load.traffic.near_most(), load.traffic.far_most()
+    # which rows ask for keys of others a load does not tell; all, where there are any such keys
+    asked = [tokens if keys else 0 for tokens, keys in zip(load.tokens, load.traffic.fetched, strict=True)]
     return [
         linear_seconds(tokens / ulysses_size, model, machine)
         + ulysses_seconds(tokens, ulysses_size, model, machine)
-        + merging_seconds((num_messages - 1) * tokens / ulysses_size, model, machine)
+        + merging_seconds((num_messages - 1) * asking / ulysses_size, model, machine)
         + waiting_seconds(
             attention_seconds(tokens, work, model, machine) / ulysses_size,
             own / max(work, 1),
@@ -115,7 +117,7 @@ def slot_seconds(
             machine,
             num_messages,
         )
-        for slot, (tokens, work, own) in enumerate(zip(load.tokens, load.work, load.own, strict=True))
+        for slot, (tokens, asking, work, own) in enumerate(zip(load.tokens, asked, load.work, load.own, strict=True))
     ]
 
 
