@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hsap_hf.errors import ConfigError
-from hsap_hf.strict import field_problems, parse_scalar, read_yaml
+from hsap_hf.strict import field_problems, parse_scalar, read_yaml, unknown_keys
+
+EXPECTED_RANKS = "HSAP_EXPECTED_WORLD_SIZE"
+"""Where our launcher says how many ranks it starts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +90,14 @@ class HsapPlugin:
 
     @classmethod
     def from_env(cls) -> HsapPlugin:
-        """Read the file named by HSAP_CONFIG_FILE, then HSAP_CONTEXT_SIZE, HSAP_ULYSSES_SIZE, ... on top of it."""
+        """Read the file named by HSAP_CONFIG_FILE, then HSAP_CONTEXT_SIZE, HSAP_ULYSSES_SIZE, ... on top of it.
+
+        ConfigError for other names that begin with HSAP_.
+        """
+        known = ["HSAP_CONFIG_FILE", EXPECTED_RANKS, *(f"HSAP_{field.name.upper()}" for field in fields(cls))]
+        problems = unknown_keys((name for name in os.environ if name.startswith("HSAP_")), known, "environment")
+        if problems:
+            raise ConfigError("\n".join(problems))
         path = os.environ.get("HSAP_CONFIG_FILE")
         values = {} if path is None else asdict(cls.from_file(path))
         for field in fields(cls):

@@ -41,6 +41,8 @@ def verify(
     flags = ["--verify", *(["--trust-remote-code"] if trust_remote_code else [])]
     if Path(subject).suffix in (".yaml", ".yml"):
         _run(Path(subject), overrides or [], nproc, flags)
+    if (subject.startswith((".", "/", "~")) or subject.count("/") > 1) and not Path(subject).is_dir():
+        raise ConfigError(f"{subject}: no such folder. Name a recipe file, a model's folder, or a model of the hub.")
     model = [f"model.name_or_path={subject}", "model.config=null", "data.max_document_tokens=2048"]
     _run(quickstart_recipe(), [*model, "packing.pack_tokens=4096", *(overrides or [])], nproc, flags)
 

@@ -73,6 +73,10 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
         "the loss is a sum over tokens divided by the token count of all ranks; a count per rank would weigh documents "
         "by the rank that computes them. Leave it out.",
     ),
+    "eval_strategy": (
+        ("no",),
+        "a recipe brings no data to evaluate on. Leave it out, or write a script.",
+    ),
     "neftune_noise_alpha": ((None, 0), "its noise depends on how many tokens a rank holds. Leave it out."),
     "use_cache": ((False, None), "a forward with a cache does not keep documents apart. Leave it out."),
     "parallelism_config": (

@@ -6,18 +6,16 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 import yaml
 
-from hsap_hf.config import HsapPlugin
+from hsap_hf.config import EXPECTED_RANKS, HsapPlugin
 from hsap_hf.errors import ConfigError
-from hsap_hf.strict import read_yaml
+from hsap_hf.strict import read_yaml, unknown_keys
 from hsap_hf.train.recipe import Recipe
-
-EXPECTED_WORLD = "HSAP_EXPECTED_WORLD_SIZE"
-"""Tells every rank how many of them must be running."""
 
 
 def default_ranks(recipe: Recipe) -> int:
@@ -42,7 +40,7 @@ def launch_ranks(module: str, num_ranks: int, arguments: Sequence[str], environm
     from torch.distributed.run import get_args_parser, run
 
     before = dict(os.environ)
-    os.environ.update({EXPECTED_WORLD: str(num_ranks), **environment})
+    os.environ.update({EXPECTED_RANKS: str(num_ranks), **environment})
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # each rank prints its own error
     command = ["--standalone", f"--nproc-per-node={num_ranks}", "-m", module, *arguments]
@@ -62,6 +60,7 @@ def launch_script(config_file: Path, arguments: Sequence[str]) -> None:
     The section reaches the script through HSAP_CONFIG_FILE, where `enable_hsap(model)` reads it. Ends the process
     with the script's exit code. Raises ConfigError for a section that cannot work.
     """
+    from accelerate.commands.config.config_args import ClusterConfig
     from accelerate.commands.launch import launch_command, launch_command_parser
 
     content = read_yaml(config_file)
@@ -69,6 +68,9 @@ def launch_script(config_file: Path, arguments: Sequence[str]) -> None:
     if not isinstance(section, dict):
         raise ConfigError(f"{config_file}: no `hsap:` section. Add one, or use `accelerate launch` for other files.")
     plugin = HsapPlugin.from_mapping(section, f"{config_file}: hsap")
+    problems = unknown_keys(content, [field.name for field in fields(ClusterConfig)], str(config_file))
+    if problems:
+        raise ConfigError("\n".join(problems))
     num_ranks = content.get("num_processes", 1)
     if content.get("distributed_type") == "MULTI_CPU" and num_ranks > 1:
         raise ConfigError(

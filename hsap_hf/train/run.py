@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from hsap_hf.config import EXPECTED_RANKS
 from hsap_hf.data import HsapDataCollator, PackedDataset
 from hsap_hf.data.corpus import Corpus, load_documents
 from hsap_hf.errors import ConfigError
 from hsap_hf.hf import HsapHandle, causal_model, enable_hsap
-from hsap_hf.train.launch import EXPECTED_WORLD
 from hsap_hf.train.model import load_model
 from hsap_hf.train.proof import Proof, prove
 from hsap_hf.train.recipe import Recipe, build_training_arguments
@@ -71,7 +71,7 @@ def _train(trainer: Trainer) -> None:
 
 
 def _check_world(world_size: int) -> None:
-    expected = int(os.environ.get(EXPECTED_WORLD, world_size))
+    expected = int(os.environ.get(EXPECTED_RANKS, world_size))
     if world_size != expected:
         raise ConfigError(
             f"{expected} ranks were asked for, {world_size} run. With accelerate on CPUs, write distributed_type: "

@@ -41,6 +41,12 @@ def test_ranks_that_do_not_fill_groups_are_refused_before_any_rank_starts(tmp_pa
     assert "= 2 does not divide the 3 launched processes. Launch a multiple of 2" in err
 
 
+def test_a_folder_that_is_not_there_is_no_model_of_the_hub(hsap):
+    code, _, err = hsap("verify", "models/of/mine", "--nproc", 2)
+    assert code == 2
+    assert "models/of/mine: no such folder." in err
+
+
 def test_groups_of_one_have_nothing_to_verify(hsap, monkeypatch):
     monkeypatch.setattr("hsap_hf.train.launch.launch_ranks", lambda *_: pytest.fail("ranks were started"))
     for words in (["--nproc", 1], ["--nproc", 2, "hsap.context_size=1"]):
@@ -59,6 +65,7 @@ def test_groups_of_one_have_nothing_to_verify(hsap, monkeypatch):
         ("distributed_type: MULTI_GPU\nnum_processes: 2\n", "no `hsap:` section"),
         ("num_processes: 3\nhsap:\n  context_size: 2\n", "does not divide the 3 launched processes"),
         ("num_processes: 2\nhsap:\n  context_sise: 2\n", "did you mean 'context_size'?"),
+        ("num_procesess: 2\nhsap:\n  context_size: 2\n", "unknown key 'num_procesess'; did you mean 'num_processes'?"),
     ],
 )
 def test_hsap_launch_refuses_files_that_cannot_work(tmp_path, hsap, content, text):

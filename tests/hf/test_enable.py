@@ -141,6 +141,12 @@ def test_without_a_plugin_the_environment_is_read(monkeypatch, tmp_path):
         assert handle.plugin == HsapPlugin(context_size=1, timeout_seconds=7, debug=True)
 
 
+def test_a_misspelt_name_in_the_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("HSAP_CONTEXTSIZE", "2")
+    with pytest.raises(ConfigError, match="'HSAP_CONTEXTSIZE'; did you mean 'HSAP_CONTEXT_SIZE'"):
+        enable_hsap(small_llama())
+
+
 def test_importing_the_package_imports_no_framework_and_reads_no_environment():
     script = (
         "import os, sys\n"
