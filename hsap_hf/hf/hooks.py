@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
@@ -31,6 +31,16 @@ _KEPT_PLANS = 4
 """Plans kept with their tables: evaluation sets come back with the same lengths."""
 _COMPARED = frozenset(2**n for n in range(40))
 """Training batches after which ranks compare their weights: soon, and seldom."""
+_UNDEALT = (
+    "a training forward without labels is not shared with the group: it takes the stock attention on this rank's own "
+    "batch. A data collator must give them, as HsapDataCollator does. Where a trainer takes the labels away "
+    "(label_smoothing_factor, compute_loss_func), leave that out; where it builds its own loss, see "
+    "hsap_hf.prepare_trainer."
+)
+_UNSUPERVISED = (
+    "no label of this pack counts (all are -100): its loss and its gradients are 0. Where prompts are masked, look "
+    "whether the mask takes answers too, or max_length cuts them off."
+)
 _REPLACED = ("input_ids", "attention_mask", "position_ids", "labels", "shift_labels", "cu_seqlens", "seq_idx")
 _REPLACED += ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "use_cache", "return_dict")
 
@@ -43,7 +53,8 @@ class Dealer:
     mesh: HsapMesh
     patch: AttentionPatch
     num_layers: int
-    said_undealt: bool = False
+    said: set[str] = field(default_factory=set)
+    """Warnings that this rank has given."""
     batches: int = 0
     trained_batches: int = 0
     dealt_tokens: int = 0
@@ -62,7 +73,7 @@ class Dealer:
         self.patch.switch(stock=not shared)  # said anew for every forward, however the one before ended
         if not shared:
             if module.training and torch.is_grad_enabled():
-                self._say_undealt()
+                self._warn_once(_UNDEALT)
             return None
         if BATCH_KEY not in batch:
             batch = self.dealt_arguments(batch)
@@ -159,6 +170,8 @@ class Dealer:
         self.plan, self.batches, self.dealt_tokens = plan, self.batches + 1, self.dealt_tokens + len(tokens)
         self.trained_batches += torch.is_grad_enabled()
         supervised = sum(fact[0] for fact in gathered.facts)
+        if not supervised and torch.is_grad_enabled():
+            self._warn_once(_UNSUPERVISED)
         return DealtBatch(
             mesh=self.mesh,
             plan=plan,
@@ -181,15 +194,10 @@ class Dealer:
         given = _at_least_one(batch.get("num_items_in_batch"))
         return max(1, batch[BATCH_KEY].num_supervised) / self.mesh.group.size if given is None else given
 
-    def _say_undealt(self) -> None:
-        if not self.said_undealt:
-            self.said_undealt = True
-            logging.getLogger("hsap_hf").warning(
-                "a training forward without labels is not shared with the group: it takes the stock attention on this "
-                "rank's own batch. A data collator must give them, as HsapDataCollator does. Where a trainer takes the "
-                "labels away (label_smoothing_factor, compute_loss_func), leave that out; where it builds its own "
-                "loss, see hsap_hf.prepare_trainer."
-            )
+    def _warn_once(self, text: str) -> None:
+        if text not in self.said:
+            self.said.add(text)
+            logging.getLogger("hsap_hf").warning(text)
 
     def _check_finite(self, dealt: DealtBatch, loss: Tensor) -> None:
         """Raise NonFiniteError on all ranks where one rank's share of the loss is not finite."""

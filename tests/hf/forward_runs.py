@@ -1,5 +1,7 @@
 """Direct forward calls on one rank of the gloo pool, with HSAP and stock, on batches that differ between ranks."""
 
+import logging
+
 import torch
 import torch.distributed as dist
 from small import VOCABULARY, small_llama
@@ -78,6 +80,17 @@ def mean_over_ranks(loss):
     return float(total / dist.get_world_size())
 
 
+class Said(logging.Handler):
+    """What the package logs."""
+
+    def __init__(self):
+        super().__init__()
+        self.texts = []
+
+    def emit(self, record):
+        self.texts.append(record.getMessage())
+
+
 def step(
     group,
     case,
@@ -110,6 +123,8 @@ def step(
     if twice:
         loss = loss + 2 * stock_loss(model, packed([5 + me, 60 * (me == 1) + 1], seed=9), 7.0)
     stock = mean_gradients(model, loss)
+    said = Said()
+    logging.getLogger("hsap_hf").addHandler(said)
     with enabled(model, group, borrowed_keys=borrowed_keys, exchange_messages=exchange_messages) as handle:
         ours = model(**batch, **options).loss
         if twice:  # two plans in flight: as DPO does it, or a reference model, or interleaved micro-batches
@@ -117,8 +132,10 @@ def step(
         grads = mean_gradients(model, ours)
         cut = len(handle.plan.cut_documents)
         received_rows = handle.report()["received_rows"]
+    logging.getLogger("hsap_hf").removeHandler(said)
     return {
         "received_rows": received_rows,
+        "said": said.texts,
         "loss": mean_over_ranks(ours),
         "stock_loss": mean_over_ranks(loss),
         "gradient_difference": max(float((a - b).abs().max()) for a, b in zip(grads, stock, strict=True)),

@@ -43,6 +43,7 @@ def test_a_pack_without_labels_has_loss_zero_and_gradients_zero_not_nan(gloo, wi
         assert result["loss"] == 0.0
         assert result["finite"]
         assert result["gradient_difference"] == result["largest_gradient"] == 0.0
+        assert [text[:35] for text in result["said"]] == ["no label of this pack counts (all a"]
 
 
 @pytest.mark.parametrize("checkpointing", [None, True, False], ids=["none", "reentrant", "not reentrant"])
