@@ -11,6 +11,7 @@ from typing import Any, Literal
 from hsap_hf.errors import ConfigError
 from hsap_hf.strict import field_problems, parse_scalar, read_yaml, unknown_keys
 
+MOST_MESSAGES = 16
 EXPECTED_RANKS = "HSAP_EXPECTED_WORLD_SIZE"
 """Where our launcher says how many ranks it starts."""
 
@@ -37,7 +38,7 @@ class HsapPlugin:
 
     exchange_messages: int | Literal["auto"] = "auto"
     """Messages in which keys of other slots come, each attended to while the next travels. "auto": what is predicted to
-    be fastest; more than one between nodes, or GPUs without NVLink, where attention to a slot's own keys is short."""
+    be fastest: more than one between nodes, where attention to a slot's own keys is short, never with a window."""
 
     max_tokens_per_rank: int | None = None
     """Refuse a pack that would deal more tokens than this to one rank. None: no limit."""
@@ -60,8 +61,8 @@ class HsapPlugin:
                     ("ulysses_size", self.ulysses_size >= 1, "at least 1"),
                     (
                         "exchange_messages",
-                        self.exchange_messages == "auto" or self.exchange_messages >= 1,
-                        'at least 1, or "auto"',
+                        self.exchange_messages == "auto" or 1 <= self.exchange_messages <= MOST_MESSAGES,
+                        f'1 to {MOST_MESSAGES}, or "auto"',
                     ),
                     ("timeout_seconds", self.timeout_seconds > 0, "more than 0 seconds"),
                     ("max_tokens_per_rank", self.max_tokens_per_rank is None or self.max_tokens_per_rank >= 1, ">= 1"),

@@ -21,7 +21,9 @@ _BACKWARD = 2.8
 """Times the forward that the backward of a pair takes."""
 
 
-def apart_is_faster(plan: Plan, slot: int, exchange: Exchange, near_slots: int | None = None) -> bool:
+def apart_is_faster(
+    plan: Plan, slot: int, exchange: Exchange, near_slots: int | None = None, ulysses_size: int = 1
+) -> bool:
     """Whether waiting for what documents without foreign keys do not hide costs less than rows in both parts.
 
     near_slots: neighbouring slots whose keys travel over NVLink; None: all.
@@ -33,15 +35,18 @@ def apart_is_faster(plan: Plan, slot: int, exchange: Exchange, near_slots: int |
             rows += piece.stop - piece.start
         else:
             beside += pairs(piece.start, piece.stop)
-    message = _message_pairs(slot, exchange, near_slots or plan.context_size)
+    message = _message_pairs(slot, exchange, near_slots or plan.context_size, ulysses_size)
     waits = max(0, message - beside) + max(0, message - _BACKWARD * beside)
     return waits <= _PAIRS_A_MERGED_ROW * rows
 
 
-def best_num_messages(plan: Plan, near_slots: int | None = None) -> int:
-    """Of messages of an exchange: with them the slowest slot is fastest, all slots merged. The same on all slots."""
+def best_num_messages(plan: Plan, near_slots: int | None = None, ulysses_size: int = 1) -> int:
+    """Of messages of an exchange: with them the slowest slot is fastest, all slots merged. The same on all slots.
+
+    1 where all keys travel over NVLink: there two were slower on four GPUs, and on eight nobody measured them.
+    """
     cut, count = plan.cut_documents.values(), plan.context_size
-    if not cut:
+    if not cut or (near_slots or count) >= count:
         return 1
     pieces, per_slot = plan.table
     doubled = (pieces[:, 2] - pieces[:, 1]) * (pieces[:, 1] + pieces[:, 2] + 1)
@@ -53,25 +58,28 @@ def best_num_messages(plan: Plan, near_slots: int | None = None) -> int:
     traffic = exchanged(cut, count, near_slots)
     travel = map(_travel_pairs, traffic.near_most(), traffic.far_most())
     slots = list(zip(work, own_work(cut, work), travel, in_both, strict=True))
-    return min(COUNTS, key=lambda messages: max(_merged_pairs(*slot, messages) for slot in slots))
+    message = _PAIRS_A_MESSAGE * ulysses_size  # of heads, every rank has so few
+    return min(COUNTS, key=lambda messages: max(_merged_pairs(*slot, message, messages) for slot in slots))
 
 
-def _merged_pairs(work: int, own: int, travel: int, rows: int, count: int) -> float:
-    """All that a slot does and waits for, in pairs of the forward. work, own: doubled, see planner.traffic."""
+def _merged_pairs(work: int, own: int, travel: int, rows: int, message: int, count: int) -> float:
+    """All that a slot does and waits for, in pairs of the forward. work, own: doubled, see planner.traffic.
+
+    rows: at most so many are in both parts. A message takes its time on the link, and as long to launch all it needs.
+    """
     here, rest = own / 2, (work - own) / 2
-    message = _PAIRS_A_MESSAGE
     waits = [wait(way * here, way * rest, travel + message, message, count) for way in (1.0, _BACKWARD)]
     return (1 + _BACKWARD) * work / 2 + sum(waits) + count * (_PAIRS_A_MERGED_ROW * rows + 2 * message)
 
 
-def _message_pairs(slot: int, exchange: Exchange, near_slots: int) -> int:
+def _message_pairs(slot: int, exchange: Exchange, near_slots: int, ulysses_size: int) -> int:
     """The exchange in pairs; both kinds of link, and both ways, work side by side."""
     near, far = [0, 0], [0, 0]
     for message in exchange.messages:
         for way, peers in enumerate((message.receive_rows, message.send_rows)):
             for peer, rows in enumerate(peers):
                 (near if peer // near_slots == slot // near_slots else far)[way] += rows
-    return _PAIRS_A_MESSAGE * len(exchange.messages) + _travel_pairs(max(near), max(far))
+    return _PAIRS_A_MESSAGE * ulysses_size * len(exchange.messages) + _travel_pairs(max(near), max(far))
 
 
 def _travel_pairs(near_rows: int, far_rows: int) -> int:

@@ -121,20 +121,8 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
     local_first = q.is_cuda or not call.keep_borrowed
     if local_first:
         local_grads = _backward_local(call, saved, grad_out, grads)
-    returning: list[Pending] = []
-    far_grads: list[tuple[Part, Tensor]] = []
     with lane:
-        grad_borrowed = torch.empty_like(borrowed)
-        home = borrowed.new_empty((len(exchange.send_order), *borrowed.shape[1:]))
-        for remote in call.tables.remotes:
-            _await(arriving[remote.messages])
-            theirs, to_them = (split(x[remote.borrowed], k.shape[-1]) for x in (borrowed, grad_borrowed))
-            for part, gather in remote.calls:
-                far_q = _backward_remote(call, saved, part, gather, theirs, to_them, grad_out, grads)
-                if far_q is not None:
-                    far_grads.append((part, far_q))
-            for message in exchange.messages[remote.messages]:
-                returning.append(return_key_grads(grad_borrowed, home, message, call.context))
+        returning, home, far_grads = _backward_remotes(call, saved, borrowed, arriving, grad_out, grads)
     if not local_first:
         local_grads = _backward_local(call, saved, grad_out, grads)
     lane.join()
@@ -187,6 +175,36 @@ def _backward_local(call: Call, saved: Saved, grad_out: Tensor, grads: Grads | N
         for total, part in zip(grads, parts, strict=True):
             local.write(total, part)
     return grads
+
+
+def _backward_remotes(
+    call: Call,
+    saved: Saved,
+    borrowed: Tensor,
+    arriving: list[Pending],
+    grad_out: Tensor,
+    grads: Grads | None,
+) -> tuple[list[Pending], Tensor, list[tuple[Part, Tensor]]]:
+    """Gradients of borrowed rows, on their way home; those of sent rows, once these are waited for; and those of
+    queries, where they are to be added to local ones: of each run of rows, summed over messages."""
+    exchange, head_dim = call.tables.exchange, saved[1].shape[-1]
+    grad_borrowed = torch.empty_like(borrowed)
+    home = borrowed.new_empty((len(exchange.send_order), *borrowed.shape[1:]))
+    returning: list[Pending] = []
+    far_grads: dict[tuple[int, int], tuple[Part, Tensor]] = {}
+    for remote in call.tables.remotes:
+        _await(arriving[remote.messages])
+        theirs, to_them = (split(x[remote.borrowed], head_dim) for x in (borrowed, grad_borrowed))
+        found = [_backward_remote(call, saved, *each, theirs, to_them, grad_out, grads) for each in remote.calls]
+        for message in exchange.messages[remote.messages]:
+            returning.append(return_key_grads(grad_borrowed, home, message, call.context))
+        for (part, _), far_q in zip(remote.calls, found, strict=True):
+            if far_q is not None:
+                assert part.run is not None
+                _, total = far_grads.setdefault((part.run.start, part.run.stop), (part, far_q))
+                if total is not far_q:
+                    total += far_q
+    return returning, home, list(far_grads.values())
 
 
 def _backward_remote(

@@ -38,7 +38,8 @@ class SlotTables:
     the keys it needs, own ones among them; the local call has the other rows, and nothing is computed twice or merged.
     *Merged*: the local call takes every row in place (own keys of a cut document, head and tail joined, are one causal
     segment), remote calls for each message add full rectangles of its keys, and rows with both are merged. A window
-    measures distance inside the document, which joined pieces do not keep, so layers with one are always apart.
+    measures distance inside the document, which joined pieces do not keep, so layers with one are always apart. Apart,
+    a slot waits for all messages.
     """
 
     exchange: Exchange
@@ -59,19 +60,22 @@ def compile_tables(
     apart: bool | None = None,
     num_messages: int | None = None,
     near_slots: int | None = None,
+    ulysses_size: int = 1,
 ) -> SlotTables:
     """Tables of `slot` for layers that see the last `window` keys of a document (None: all of them).
 
     apart: the form; None takes the one predicted to be faster: merged on a CPU, whose kernel would need a mask for
     causal segments of more keys than queries. num_messages: of the exchange, the same on all slots; None takes what is
-    predicted to be fastest, one on a CPU. near_slots: see HsapMesh.
+    predicted to be fastest, one on a CPU. Layers with a window, always apart, have one. near_slots: see HsapMesh.
     """
-    predicts = device.type == "cuda" and window is None
+    on_gpu = device.type == "cuda"
+    if window is not None:
+        apart, num_messages = True, 1
     if num_messages is None:
-        num_messages = best_num_messages(plan, near_slots) if predicts else 1
+        num_messages = best_num_messages(plan, near_slots, ulysses_size) if on_gpu else 1
     exchange = compile_exchange(plan, slot, window, device, num_messages)
-    if apart is None or window is not None:
-        apart = window is not None or (predicts and apart_is_faster(plan, slot, exchange, near_slots))
+    if apart is None:
+        apart = on_gpu and apart_is_faster(plan, slot, exchange, near_slots, ulysses_size)
     pieces = plan.slots[slot]
     own = _by_document([(piece, row) for piece, row in zip(pieces, _rows_of(pieces), strict=True)])
     waiting = {fetch.doc for fetch in exchange.fetched} if apart else set()

@@ -63,7 +63,7 @@ def compile_exchange(
 ) -> Exchange:
     """Tables of one slot. All slots agree on the messages, because all hold the same plan.
 
-    What one slot sends another is shared evenly among the messages.
+    What one slot sends another is shared among the messages as evenly as whole grains allow.
     """
     row = 0
     row_of: dict[int, list[tuple[int, int, int]]] = {}
@@ -105,7 +105,7 @@ def _shares(runs: Sequence[Send] | Sequence[Fetch], number: int, count: int) -> 
     for _, of_peer in groupby(runs, key=itemgetter(0)):
         mine = list(of_peer)
         total = sum(stop - start for *_, start, stop in mine)
-        low, high = (total * edge // count // _GRAIN * _GRAIN for edge in (number, number + 1))
+        low, high = (min(total, round(total * edge / count / _GRAIN) * _GRAIN) for edge in (number, number + 1))
         yield from _cut(mine, low, total if number + 1 == count else high)
 
 

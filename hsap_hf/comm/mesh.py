@@ -80,7 +80,8 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
         atexit.register(ending)
     world_host = axis(host_world)
     own_ranks = dist.get_node_local_rank(fallback_rank=dist.get_rank()) + 1
-    ranks = int(world_host.all_reduce_max(torch.tensor([own_ranks]), "count the ranks of a node")[0])
+    facts = torch.tensor([own_ranks, int(not may_read_peers())])  # the same on all, since messages depend on them
+    ranks, distant = world_host.all_reduce_max(facts, "count the ranks of a node").tolist()
     slots = slots_of_node(ranks, shape[1], plugin.ulysses_size)
     return HsapMesh(
         context=axis(mesh.get_group("context")),
@@ -91,7 +92,7 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
         replica=mesh.get_local_rank("replicas"),
         num_replicas=shape[0],
         slots_per_node=None if slots == shape[1] else slots,
-        near_slots=slots if slots is not None and may_read_peers() else 1,
+        near_slots=slots if slots is not None and not distant else 1,
     )
 
 

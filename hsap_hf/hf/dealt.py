@@ -62,6 +62,7 @@ class DealtBatch:
                     device,
                     num_messages=None if asked == "auto" else asked,
                     near_slots=self.mesh.near_slots,
+                    ulysses_size=self.mesh.ulysses.size,
                 )
             dtype = str(q_TNH.dtype).removeprefix("torch.")
             self._calls[key] = Call(

@@ -123,7 +123,14 @@ def slot_seconds(
 
 def layer_seconds(load: Load, model: Model, machine: Machine, ulysses_size: int = 1) -> float:
     """The slowest slot's time for one layer, with as many messages an exchange as are best."""
-    return min(max(slot_seconds(load, model, machine, ulysses_size, count)) for count in COUNTS)
+    count = best_num_messages(load, model, machine, ulysses_size)
+    return max(slot_seconds(load, model, machine, ulysses_size, count))
+
+
+def best_num_messages(load: Load, model: Model, machine: Machine, ulysses_size: int = 1) -> int:
+    """Of an exchange: 1 where all keys stay in their node, else what makes the slowest slot fastest."""
+    counts = COUNTS if any(load.traffic.far_fetched) else (1,)
+    return min(counts, key=lambda count: max(slot_seconds(load, model, machine, ulysses_size, count)))
 
 
 def ideal_seconds(tokens: Sequence[int], work: Sequence[int], model: Model, machine: Machine) -> float:

@@ -1,4 +1,4 @@
-"""Who fetches which keys from whom: exact causal need, one message a pair of slots."""
+"""Who fetches which keys from whom: exact causal need."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

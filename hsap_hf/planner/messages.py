@@ -1,7 +1,7 @@
 """An exchange in several messages: attention on the keys of one while the next travels."""
 
 COUNTS = 1, 2, 4
-"""How many messages an exchange may have. Each costs a launch, and rows that meet every message's keys one by one."""
+"""How many messages are looked at. Each costs a launch, and rows that meet every message's keys one by one."""
 
 
 def wait(own: float, rest: float, travel: float, message: float, count: int) -> float:

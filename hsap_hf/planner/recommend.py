@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hsap_hf.planner.cost import exchange_seconds, layer_seconds, ulysses_seconds
+from hsap_hf.planner.cost import best_num_messages, exchange_seconds, layer_seconds, merging_seconds, ulysses_seconds
 from hsap_hf.planner.machine import Machine
 from hsap_hf.planner.model import Model
 from hsap_hf.planner.plan import compile_plan
@@ -45,7 +45,9 @@ def recommend(lengths: Sequence[int], num_ranks: int, model: Model, machine: Mac
     for seconds, ulysses_size, load in choices:
         near, far = max(load.traffic.near_most()), max(load.traffic.far_most())
         exchange = exchange_seconds(near, far, model, machine, ulysses_size)
+        count = best_num_messages(load, model, machine, ulysses_size)
         waits = seconds - layer_seconds(load.all_hides(), model, machine, ulysses_size)
+        waits -= merging_seconds((count - 1) * max(load.tokens) / ulysses_size, model, machine)
         parts = []
         if ulysses_size > 1:
             trade = ulysses_seconds(max(load.tokens), ulysses_size, model, machine)
@@ -53,7 +55,8 @@ def recommend(lengths: Sequence[int], num_ranks: int, model: Model, machine: Mac
         if exchange:
             place = "between nodes" if far / machine.network_bytes > near / machine.node_bytes else "inside a node"
             hidden = f"{1e3 * waits:.2f} ms of that beside no attention" if waits > 5e-6 else "beside attention"
-            parts.append(f"keys {place} take {1e3 * exchange:.2f} ms, {hidden}")
+            messages = f" in {count} messages" if count > 1 else ""
+            parts.append(f"keys {place} take {1e3 * exchange:.2f} ms{messages}, {hidden}")
         else:
             parts.append("no keys travel")
         found.append(Choice(num_ranks // ulysses_size, ulysses_size, seconds, "; ".join(parts)))

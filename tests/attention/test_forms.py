@@ -79,11 +79,22 @@ def test_a_slot_is_apart_where_waiting_costs_less_than_merging(pack, near_slots,
         (mixes(65_536)["one_long_64k"], 4, None, 1),
         (mixes(65_536)["one_long_64k"], 4, 1, 2),
         ([524_288], 64, 1, 4),  # a network: keys take far longer than a slot's own attention
+        ([524_288], 64, 64, 1),
         ([2_048] * 32, 4, 1, 1),  # nothing travels
     ],
 )
 def test_keys_come_in_several_messages_where_own_attention_is_shorter(lengths, context_size, near_slots, num_messages):
     assert best_num_messages(compile_plan(lengths, context_size), near_slots) == num_messages
+
+
+def test_ranks_that_share_heads_have_less_to_hide_a_message_behind():
+    plan = compile_plan(mixes(65_536)["longtail_64k"], 4)
+    assert [best_num_messages(plan, 1, ulysses_size) for ulysses_size in (1, 8)] == [2, 1]
+
+
+def test_layers_with_a_window_have_one_message():
+    tables = compile_tables(compile_plan([900, 40], 3), 0, 50, CPU, num_messages=4)
+    assert len(tables.exchange.messages) == 1
 
 
 def test_mixes_hold_the_tokens_they_are_named_after():

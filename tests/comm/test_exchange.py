@@ -55,9 +55,9 @@ def test_a_slot_receives_exactly_the_rows_of_its_fetches(lengths, context_size, 
 def test_messages_share_what_two_slots_exchange_in_whole_tiles():
     plan = Plan((4_096,), 2, ((Piece(0, 0, 2_000),), (Piece(0, 2_000, 4_096),)))
     receiver, sender = (compile_exchange(plan, slot, None, CPU, 4) for slot in (1, 0))
-    assert [message.receive_rows for message in receiver.messages] == [[384, 0], [512, 0], [512, 0], [592, 0]]
-    assert [message.send_rows for message in sender.messages] == [[0, 384], [0, 512], [0, 512], [0, 592]]
-    assert [f.start for f in receiver.fetched] == [0, 384, 896, 1_408]
+    assert [message.receive_rows for message in receiver.messages] == [[512, 0], [512, 0], [512, 0], [464, 0]]
+    assert [message.send_rows for message in sender.messages] == [[0, 512], [0, 512], [0, 512], [0, 464]]
+    assert [f.start for f in receiver.fetched] == [0, 512, 1_024, 1_536]
 
 
 @settings(max_examples=60, deadline=None)

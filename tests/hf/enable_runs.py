@@ -1,6 +1,7 @@
 """What enable_hsap changes on a model, and what is left of it, seen from one rank of the gloo pool."""
 
 import copy
+import os
 import sys
 import time
 
@@ -165,3 +166,16 @@ def disagreeing(kind):
     except HsapError as error:
         return type(error).__name__, str(error), snapshot(model) == before
     return "enabled"
+
+
+def near_slots(group, blind_rank):
+    """What a rank takes for neighbours, where `blind_rank` alone was told not to read others' memory."""
+    if dist.get_rank() == blind_rank:
+        os.environ["NCCL_P2P_DISABLE"] = "1"
+    try:
+        model = small_llama()
+        with enabled(model, group) as handle:
+            model(**packed([8, 30], dist.get_rank()))
+            return handle.mesh.near_slots
+    finally:
+        os.environ.pop("NCCL_P2P_DISABLE", None)

@@ -1,12 +1,15 @@
 """Direct forward calls on one rank of the gloo pool, with HSAP and stock, on batches that differ between ranks."""
 
 import logging
+from collections import Counter
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from small import VOCABULARY, small_llama
 
 from hsap_hf import HsapDataCollator, HsapPlugin, enable_hsap
+from hsap_hf.comm.axis import ProcessAxis
 from hsap_hf.errors import HsapError
 
 CASES = {  # documents that each of four ranks brings
@@ -80,6 +83,22 @@ def mean_over_ranks(loss):
     return float(total / dist.get_world_size())
 
 
+@contextmanager
+def counted_messages():
+    """How often a collective of each purpose is posted meanwhile."""
+    posted, stock = Counter(), ProcessAxis.all_to_all
+
+    def counted(self, send, send_rows, receive_rows, purpose, into=None):
+        posted[purpose] += 1
+        return stock(self, send, send_rows, receive_rows, purpose, into)
+
+    ProcessAxis.all_to_all = counted
+    try:
+        yield posted
+    finally:
+        ProcessAxis.all_to_all = stock
+
+
 class Said(logging.Handler):
     """What the package logs."""
 
@@ -125,7 +144,8 @@ def step(
     stock = mean_gradients(model, loss)
     said = Said()
     logging.getLogger("hsap_hf").addHandler(said)
-    with enabled(model, group, borrowed_keys=borrowed_keys, exchange_messages=exchange_messages) as handle:
+    settings = {"borrowed_keys": borrowed_keys, "exchange_messages": exchange_messages}
+    with counted_messages() as posted, enabled(model, group, **settings) as handle:
         ours = model(**batch, **options).loss
         if twice:  # two plans in flight: as DPO does it, or a reference model, or interleaved micro-batches
             ours = ours + 2 * model(**packed([5 + me, 60 * (me == 1) + 1], seed=9), num_items_in_batch=7.0).loss
@@ -136,6 +156,7 @@ def step(
     return {
         "received_rows": received_rows,
         "said": said.texts,
+        "messages": posted["exchange keys and values"],
         "loss": mean_over_ranks(ours),
         "stock_loss": mean_over_ranks(loss),
         "gradient_difference": max(float((a - b).abs().max()) for a, b in zip(grads, stock, strict=True)),

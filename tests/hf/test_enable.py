@@ -141,6 +141,20 @@ def test_without_a_plugin_the_environment_is_read(monkeypatch, tmp_path):
         assert handle.plugin == HsapPlugin(context_size=1, timeout_seconds=7, debug=True)
 
 
+def test_all_ranks_take_the_same_slots_for_neighbours(gloo):
+    """The number of messages depends on them, so one rank's own environment must not decide."""
+    seen = [gloo.run("enable_runs:near_slots", (4, 1), blind) for blind in (None, 2)]
+    assert seen[1] == [1] * 4
+    assert len(set(seen[0])) == 1
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("count", [0, 17, True, "two"])
+def test_numbers_of_messages_that_cannot_be_are_refused(count):
+    with pytest.raises(ConfigError, match=r"hsap.exchange_messages: got .*, needs .*\"auto\"|'auto'"):
+        HsapPlugin(exchange_messages=count)
+
+
 def test_a_misspelt_name_in_the_environment_is_refused(monkeypatch):
     monkeypatch.setenv("HSAP_CONTEXTSIZE", "2")
     with pytest.raises(ConfigError, match="'HSAP_CONTEXTSIZE'; did you mean 'HSAP_CONTEXT_SIZE'"):

@@ -71,13 +71,14 @@ def test_borrowed_keys_are_kept_or_fetched_again_and_auto_saves_memory(gloo, kv_
 
 @pytest.mark.parametrize("borrowed_keys", ["keep", "fetch_again"])
 def test_keys_come_in_as_many_messages_as_are_asked_for(gloo, borrowed_keys):
-    """Each of which is a collective, even where some are empty, as between slots that exchange a few rows."""
+    """Of two layers, in forward and where they are fetched again; each is a collective, even where it is empty."""
     received = []
     for count in (1, 3):
         options = {"borrowed_keys": borrowed_keys, "exchange_messages": count}
         results = gloo.run("forward_runs:step", (4, 1), "one long document", **options)
         for result in results:
             close(result)
+            assert result["messages"] == 2 * count * (1 + (borrowed_keys == "fetch_again"))
         received.append([result["received_rows"] for result in results])
     assert received[0] == received[1]
     assert max(received[0]) > 3 * 128

@@ -25,7 +25,7 @@ Run = Callable[[], object]
 
 @dataclass
 class FreeAxis:
-    """An axis whose messages arrive at once: received rows are random numbers drawn beforehand."""
+    """An axis whose messages arrive at once: received rows are random numbers drawn beforehand, and copied."""
 
     rank: int
     size: int
