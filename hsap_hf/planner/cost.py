@@ -129,7 +129,7 @@ def layer_seconds(load: Load, model: Model, machine: Machine, ulysses_size: int 
 
 def best_num_messages(load: Load, model: Model, machine: Machine, ulysses_size: int = 1) -> int:
     """Of an exchange: 1 where all keys stay in their node, else what makes the slowest slot fastest."""
-    counts = COUNTS if any(load.traffic.far_fetched) else (1,)
+    counts = COUNTS if any(load.traffic.far_fetched) else COUNTS[:1]
     return min(counts, key=lambda count: max(slot_seconds(load, model, machine, ulysses_size, count)))
 
 

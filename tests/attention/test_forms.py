@@ -78,6 +78,7 @@ def test_a_slot_is_apart_where_waiting_costs_less_than_merging(pack, near_slots,
         (mixes(65_536)["hybrid_64k"], 2, None, 1),  # NVLink: attention to a slot's own keys is longer
         (mixes(65_536)["one_long_64k"], 4, None, 1),
         (mixes(65_536)["one_long_64k"], 4, 1, 2),
+        (mixes(131_072)["one_long_128k"], 4, 1, 1),  # which was a point slower in two
         ([524_288], 64, 1, 4),  # a network: keys take far longer than a slot's own attention
         ([524_288], 64, 64, 1),
         ([2_048] * 32, 4, 1, 1),  # nothing travels
