@@ -27,11 +27,15 @@ BUGS = {
         EXACT, (Edit("planner/exchange.py", "return [(0, mine[-1].stop)]", "return [(1, mine[-1].stop)]"),)
     ),
     "the first piece of a cut document fetches nothing": Bug(
-        EXACT, (Edit("attention/segments.py", "in mine if theirs else []", "in mine[1:] if theirs else []"),)
+        EXACT, (Edit("attention/tables.py", "in mine if theirs else []", "in mine[1:] if theirs else []"),)
     ),
     "send lists are swapped": Bug(
         ("tests/comm/test_exchange.py",),
-        (Edit("comm/exchange.py", "Exchange(order, send_rows,", "Exchange(order, send_rows[::-1],"),),
+        (Edit("comm/exchange.py", "(*places, send_rows,", "(*places, send_rows[::-1],"),),
+    ),
+    "rows behind the last whole tile are in no message": Bug(
+        ("tests/comm/test_exchange.py",),
+        (Edit("comm/exchange.py", "low, total if number + 1 == count else high)", "low, high)"),),
     ),
     "the merge has the wrong sign": Bug(EXACT, (Edit("attention/merge.py", "(x - after).exp()", "(after - x).exp()"),)),
     "gradients of borrowed keys overwrite each other": Bug(

@@ -205,7 +205,8 @@ def _plan_ms(plan: Plan, mesh: HsapMesh, device: torch.device) -> float:
     def compile_all() -> None:
         new = compile_plan(plan.lengths, mesh.context.size, ranks_per_node=mesh.slots_per_node)
         compile_deal(new, _counts(len(plan.lengths), mesh.group.size), mesh.ulysses.size, mesh.group.rank, device)
-        compile_tables(new, mesh.context.rank, None, device)
+        words = {"near_slots": mesh.near_slots, "ulysses_size": mesh.ulysses.size}
+        compile_tables(new, mesh.context.rank, None, device, **words)
 
     return median_ms(compile_all, 10, torch.device("cpu"))
 
