@@ -12,6 +12,7 @@ from hsap_hf.errors import ConfigError
 from hsap_hf.strict import field_problems, parse_scalar, read_yaml, unknown_keys
 
 MOST_MESSAGES = 16
+"""Of one exchange; four are the most that anybody timed."""
 EXPECTED_RANKS = "HSAP_EXPECTED_WORLD_SIZE"
 """Where our launcher says how many ranks it starts."""
 

@@ -43,9 +43,10 @@ def apart_is_faster(
     return waits <= _PAIRS_A_MERGED_ROW * rows
 
 
-def best_num_messages(plan: Plan, near_slots: int | None = None, ulysses_size: int = 1) -> int:
+def choose_num_messages(plan: Plan, near_slots: int | None = None, ulysses_size: int = 1) -> int:
     """Of messages of an exchange: with them the slowest slot is fastest, all slots merged. The same on all slots.
 
+    In pairs, like the form, since a running job does not know its links; `planner.cost` predicts for a known machine.
     1 where all keys travel over NVLink: there two were slower on four GPUs, and on eight nobody measured them.
     """
     cut, count = plan.cut_documents.values(), plan.context_size

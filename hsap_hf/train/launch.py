@@ -68,7 +68,8 @@ def launch_script(config_file: Path, arguments: Sequence[str]) -> None:
     if not isinstance(section, dict):
         raise ConfigError(f"{config_file}: no `hsap:` section. Add one, or use `accelerate launch` for other files.")
     plugin = HsapPlugin.from_mapping(section, f"{config_file}: hsap")
-    problems = unknown_keys(content, [field.name for field in fields(ClusterConfig)], str(config_file))
+    known = [*(field.name for field in fields(ClusterConfig)), "dynamo_backend", "fp16"]  # two old ones it still reads
+    problems = unknown_keys(content, known, str(config_file))
     if problems:
         raise ConfigError("\n".join(problems))
     num_ranks = content.get("num_processes", 1)

@@ -64,6 +64,7 @@ def test_groups_of_one_have_nothing_to_verify(hsap, monkeypatch):
         ),
         ("distributed_type: MULTI_GPU\nnum_processes: 2\n", "no `hsap:` section"),
         ("num_processes: 3\nhsap:\n  context_size: 2\n", "does not divide the 3 launched processes"),
+        ("num_processes: 3\ndynamo_backend: 'NO'\nhsap:\n  context_size: 2\n", "does not divide the 3 launched"),
         ("num_processes: 2\nhsap:\n  context_sise: 2\n", "did you mean 'context_size'?"),
         ("num_procesess: 2\nhsap:\n  context_size: 2\n", "unknown key 'num_procesess'; did you mean 'num_processes'?"),
     ],

@@ -11,6 +11,7 @@ import typer
 from hsap_hf.cli.bench.longest import longest
 from hsap_hf.cli.bench.plan import plan
 from hsap_hf.cli.bench.train import train
+from hsap_hf.config import MOST_MESSAGES
 from hsap_hf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def attention(
         list[str] | None, typer.Option(help="How rows that wait for keys are attended: auto, apart, merged; several.")
     ] = None,
     messages: Annotated[
-        list[int] | None, typer.Option(min=1, help="In how many messages keys of others come; several times.")
+        list[int] | None,
+        typer.Option(min=1, max=MOST_MESSAGES, help="Messages in which keys of others come; several."),
     ] = None,
     meeting: Annotated[
         bool,
