@@ -10,11 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hsap_hf.attention.form import apart_is_faster, choose_num_messages
+from hsap_hf.attention.form import apart_is_faster
 from hsap_hf.attention.segments import Gather, Part, make_gather, make_part
 from hsap_hf.comm.exchange import Exchange, compile_exchange
 from hsap_hf.comm.spans import offsets
 from hsap_hf.planner import Piece, Plan
+from hsap_hf.planner.cost import best_num_messages
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def compile_tables(
     if window is not None:
         apart, num_messages = True, 1
     if num_messages is None:
-        num_messages = choose_num_messages(plan, near_slots, ulysses_size) if on_gpu else 1
+        num_messages = best_num_messages(plan.load(near_slots), ulysses_size) if on_gpu else 1
     exchange = compile_exchange(plan, slot, window, device, num_messages)
     if apart is None:
         apart = on_gpu and apart_is_faster(plan, slot, exchange, near_slots, ulysses_size)

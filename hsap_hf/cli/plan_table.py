@@ -9,7 +9,6 @@ from hsap_hf.planner.cost import ideal_seconds, key_bytes, layer_seconds, memory
 from hsap_hf.planner.machine import Machine
 from hsap_hf.planner.model import Model
 from hsap_hf.planner.recommend import recommend, slots_per_node
-from hsap_hf.planner.stand_ins import load_of
 
 
 def show_plan(plan: Plan, shown: dict[str, Any], model: Model, machine: Machine) -> None:
@@ -21,7 +20,7 @@ def show_plan(plan: Plan, shown: dict[str, Any], model: Model, machine: Machine)
 
     ulysses_size = shown["ulysses_size"]
     model.kv_heads_per_rank(ulysses_size)  # refuses sizes that do not divide the heads before anything is printed
-    load = load_of(plan, slots_per_node(ulysses_size, machine))
+    load = plan.load(slots_per_node(ulysses_size, machine))
     table = Table(
         title=f"{len(plan.lengths):,} documents, {sum(plan.lengths):,} tokens; {model.name} on {machine.name}",
         title_justify="left",

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from hsap_hf.errors import PlanError
 from hsap_hf.planner.documents import checked_lengths, checked_slots
+from hsap_hf.planner.load import Load
 from hsap_hf.planner.pieces import Owned, Piece
 from hsap_hf.planner.placement import place
 from hsap_hf.planner.slots import Slots
-from hsap_hf.planner.traffic import exchanged
+from hsap_hf.planner.traffic import exchanged, own_work
 
 __all__ = ["Fetch", "Owned", "Piece", "Plan", "compile_plan"]
 
@@ -80,6 +81,20 @@ class Plan:
     def most_fetched(self) -> int:
         """Rows that the slot which fetches most needs from others, under full causal attention."""
         return max(exchanged(self.cut_documents.values(), self.context_size).fetched)
+
+    def load(self, ranks_per_node: int | None = None) -> Load:
+        """What every slot has, with so many consecutive slots in a node (None: all of them)."""
+        pieces, per_slot = self.table
+        _, start, stop = pieces.T
+        ends = np.cumsum(per_slot)
+        tokens, work = (
+            np.diff(np.concatenate([[0], np.cumsum(of_pieces)])[np.concatenate([[0], ends])]).tolist()
+            for of_pieces in (stop - start, (stop - start) * (start + stop + 1))
+        )
+        cut = self.cut_documents.values()
+        own = own_work(cut, work)
+        traffic = exchanged(cut, self.context_size, ranks_per_node)
+        return Load(tuple(tokens), tuple(pairs // 2 for pairs in work), tuple(pairs // 2 for pairs in own), traffic)
 
     def tokens(self, slot: int) -> int:
         """Tokens that `slot` computes."""

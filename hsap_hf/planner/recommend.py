@@ -7,7 +7,6 @@ from hsap_hf.planner.cost import best_num_messages, exchange_seconds, layer_seco
 from hsap_hf.planner.machine import Machine
 from hsap_hf.planner.model import Model
 from hsap_hf.planner.plan import compile_plan
-from hsap_hf.planner.stand_ins import load_of
 
 
 class Choice(NamedTuple):
@@ -37,7 +36,7 @@ def recommend(lengths: Sequence[int], num_ranks: int, model: Model, machine: Mac
         context_size = num_ranks // ulysses_size
         node = slots_per_node(ulysses_size, machine)
         plan = compile_plan(lengths, context_size, ranks_per_node=node)
-        load = load_of(plan, node)
+        load = plan.load(node)
         seconds = layer_seconds(load, model, machine, ulysses_size)
         choices.append((seconds, ulysses_size, load))
     choices.sort(key=lambda choice: (round(choice[0], 7), choice[1]))
@@ -45,7 +44,7 @@ def recommend(lengths: Sequence[int], num_ranks: int, model: Model, machine: Mac
     for seconds, ulysses_size, load in choices:
         near, far = max(load.traffic.near_most()), max(load.traffic.far_most())
         exchange = exchange_seconds(near, far, model, machine, ulysses_size)
-        count = best_num_messages(load, model, machine, ulysses_size)
+        count = best_num_messages(load, ulysses_size)
         waits = seconds - layer_seconds(load.all_hides(), model, machine, ulysses_size)
         waits -= merging_seconds((count - 1) * max(load.tokens) / ulysses_size, model, machine)
         parts = []

@@ -6,12 +6,13 @@ Of placements alone: how much of their keys hides depends on the engine as well,
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from hsap_hf.planner.cost import Load, ideal_seconds, layer_seconds
+from hsap_hf.planner.cost import ideal_seconds, layer_seconds
+from hsap_hf.planner.load import Load
 from hsap_hf.planner.machine import Machine
 from hsap_hf.planner.model import Model
 from hsap_hf.planner.plan import compile_plan
 from hsap_hf.planner.report import imbalance
-from hsap_hf.planner.stand_ins import STAND_INS, load_of
+from hsap_hf.planner.stand_ins import STAND_INS
 
 
 class Outcome(NamedTuple):
@@ -50,7 +51,7 @@ def simulate(
     for pack, lengths in packs.items():
         for context_size in context_sizes:
             plan = compile_plan(lengths, context_size, ranks_per_node=ranks_per_node)
-            found.append(outcome(pack, "hsap_hf", load_of(plan, ranks_per_node), model, machine))
+            found.append(outcome(pack, "hsap_hf", plan.load(ranks_per_node), model, machine))
             for name, place in STAND_INS:
                 load = place(lengths, context_size, ranks_per_node)
                 found.append(outcome(pack, name, load, model, machine))

@@ -8,25 +8,17 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 
-from hsap_hf.planner.cost import Load
 from hsap_hf.planner.documents import pairs
+from hsap_hf.planner.load import Load
 from hsap_hf.planner.pieces import Piece
 from hsap_hf.planner.plan import Plan
-from hsap_hf.planner.traffic import Traffic, exchanged, own_work
+from hsap_hf.planner.traffic import Traffic
 
 HEAP_CHUNKS = 8
 """Chunks a slot in `equal_chunks` (MagiAttention's default)."""
 
 
 Rows = Sequence[Sequence[tuple[int, int, int]]]
-
-
-def load_of(plan: Plan, ranks_per_node: int | None = None) -> Load:
-    """The load of any plan, with so many consecutive slots in a node (None: all of them)."""
-    slots = range(plan.context_size)
-    cut, work = plan.cut_documents.values(), tuple(map(plan.work, slots))
-    own = tuple(pairs // 2 for pairs in own_work(cut, [2 * mine for mine in work]))
-    return Load(tuple(map(plan.tokens, slots)), work, own, exchanged(cut, plan.context_size, ranks_per_node))
 
 
 def contiguous(lengths: Sequence[int], context_size: int, ranks_per_node: int | None = None) -> Load:
@@ -122,7 +114,7 @@ def _zigzag(length: int, size: int) -> Iterator[tuple[int, int, int]]:
 
 def _exact_need(lengths: Sequence[int], rows: Rows, ranks_per_node: int | None) -> Load:
     slots = tuple(tuple(Piece(*row) for row in sorted(mine)) for mine in rows)
-    return load_of(Plan(tuple(lengths), len(rows), slots), ranks_per_node)
+    return Plan(tuple(lengths), len(rows), slots).load(ranks_per_node)
 
 
 def _all_keys(rows: Rows, total: int, ranks_per_node: int | None) -> Load:

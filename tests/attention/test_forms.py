@@ -5,11 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsap_hf.attention.form import apart_is_faster, choose_num_messages
+from hsap_hf.attention.form import apart_is_faster
 from hsap_hf.attention.tables import compile_tables
 from hsap_hf.cli.bench.mixes import mixes
 from hsap_hf.comm.exchange import compile_exchange
 from hsap_hf.planner import compile_plan
+from hsap_hf.planner.cost import best_num_messages
 
 CPU = torch.device("cpu")
 lengths_of_packs = st.lists(st.one_of(st.integers(1, 9), st.integers(10, 400)), min_size=1, max_size=30)
@@ -85,12 +86,12 @@ def test_a_slot_is_apart_where_waiting_costs_less_than_merging(pack, near_slots,
     ],
 )
 def test_keys_come_in_several_messages_where_own_attention_is_shorter(lengths, context_size, near_slots, num_messages):
-    assert choose_num_messages(compile_plan(lengths, context_size), near_slots) == num_messages
+    assert best_num_messages(compile_plan(lengths, context_size).load(near_slots)) == num_messages
 
 
 def test_ranks_that_share_heads_have_less_to_hide_a_message_behind():
     plan = compile_plan(mixes(65_536)["longtail_64k"], 4)
-    assert [choose_num_messages(plan, 1, ulysses_size) for ulysses_size in (1, 8)] == [2, 1]
+    assert [best_num_messages(plan.load(1), ulysses_size) for ulysses_size in (1, 8)] == [2, 1]
 
 
 def test_layers_with_a_window_have_one_message():

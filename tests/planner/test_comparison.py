@@ -15,7 +15,7 @@ from hsap_hf.planner.model import LLAMA3_8B
 from hsap_hf.planner.plan import compile_plan
 from hsap_hf.planner.report import imbalance
 from hsap_hf.planner.simulate import simulate
-from hsap_hf.planner.stand_ins import STAND_INS, equal_chunks, load_of, power_of_two_groups, zigzag_ring
+from hsap_hf.planner.stand_ins import STAND_INS, equal_chunks, power_of_two_groups, zigzag_ring
 from hsap_hf.planner.traffic import Traffic
 
 from .packs import REFERENCE
@@ -46,7 +46,7 @@ def test_documents_that_fit_a_slot_move_nothing_in_power_of_two_groups() -> None
 def test_ours_fetches_at_most_six_tenths_of_equal_chunks(mix: str) -> None:
     """ccrawl is left out: there no placement with level work can (test_fewest_keys.py)."""
     lengths = REFERENCE[f"{mix}_512k"]
-    ours, theirs = load_of(compile_plan(lengths, 32)), equal_chunks(lengths, 32)
+    ours, theirs = compile_plan(lengths, 32).load(), equal_chunks(lengths, 32)
     assert sum(ours.traffic.fetched) <= 0.6 * sum(theirs.traffic.fetched)
     assert imbalance(ours.work) <= 1.01
 

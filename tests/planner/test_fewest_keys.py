@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hsap_hf.planner.documents import pairs
 from hsap_hf.planner.plan import compile_plan
-from hsap_hf.planner.stand_ins import equal_chunks, load_of
+from hsap_hf.planner.stand_ins import equal_chunks
 
 from .fewest_keys import Price, fewest_keys, keys_at_price
 from .packs import REFERENCE, mixed_packs, slot_counts
@@ -49,7 +49,7 @@ def test_at_no_price_is_the_bound_above_the_optimum(
 @settings(max_examples=60, deadline=None)
 @given(mixed_packs, slot_counts)
 def test_every_plan_is_above_the_bound(lengths: list[int], context_size: int) -> None:
-    load = load_of(compile_plan(lengths, context_size))
+    load = compile_plan(lengths, context_size).load()
     assert fewest_keys(lengths, context_size, max(load.work), fineness=50) <= sum(load.traffic.fetched)
 
 
@@ -59,7 +59,7 @@ def test_every_plan_is_above_the_bound(lengths: list[int], context_size: int) ->
 )
 def test_reference_plans_are_near_the_bound(mix: str, ratio: float) -> None:
     lengths = REFERENCE[f"{mix}_512k"]
-    fetched = sum(load_of(compile_plan(lengths, 32)).traffic.fetched)
+    fetched = sum(compile_plan(lengths, 32).load().traffic.fetched)
     bound = fewest_keys(lengths, 32, lawful_work(lengths, 32))
     print(f"{fetched / sum(lengths):.2f} keys a token, at least {bound / sum(lengths):.2f}: {fetched / bound:.3f}")
     assert bound <= fetched <= ratio * bound

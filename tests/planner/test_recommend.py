@@ -19,7 +19,6 @@ from hsap_hf.planner.machine import H100, H100_SLOW
 from hsap_hf.planner.model import LLAMA3_2_1B, LLAMA3_8B, MODELS, QWEN3_0_6B
 from hsap_hf.planner.plan import compile_plan
 from hsap_hf.planner.recommend import recommend, ulysses_sizes
-from hsap_hf.planner.stand_ins import load_of
 
 from .packs import REFERENCE
 
@@ -85,7 +84,7 @@ def test_at_1024_gpus_a_layer_is_near_ideal(mix: str) -> None:
     lengths = REFERENCE[f"{mix}_1024k"] * 8
     best = recommend(lengths, 1_024, LLAMA3_8B, H100)[0]
     assert (best.context_size, best.ulysses_size) == (128, 8)
-    load = load_of(compile_plan(lengths, 128, ranks_per_node=1), 1)
+    load = compile_plan(lengths, 128, ranks_per_node=1).load(1)
     ideal = ideal_seconds(load.tokens, load.work, LLAMA3_8B, H100) / 8
     assert ideal / best.layer_seconds >= 0.91
     assert ideal / layer_seconds(load.all_hides(), LLAMA3_8B, H100, 8) >= 0.92  # what the placement leaves room for
@@ -100,7 +99,7 @@ def test_where_little_attention_hides_keys_the_advice_is_to_send_fewer_of_them()
 
 
 def test_a_step_is_its_layers_and_the_output_and_memory_falls_with_ranks() -> None:
-    few, many = (load_of(compile_plan(REFERENCE["long_sft_64k"], slots)) for slots in (4, 8))
+    few, many = (compile_plan(REFERENCE["long_sft_64k"], slots).load() for slots in (4, 8))
     layers = LLAMA3_2_1B.num_layers * layer_seconds(few, LLAMA3_2_1B, H100)
     assert layers < step_seconds(few, LLAMA3_2_1B, H100) < 2 * layers
     assert memory_bytes(many, LLAMA3_2_1B, 8) < 0.6 * memory_bytes(few, LLAMA3_2_1B, 4)
