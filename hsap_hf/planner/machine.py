@@ -1,7 +1,7 @@
 """Speeds of a machine, measured ones where there are any.
 
-Kernel speeds are those of two H100s and an H200 (docs/performance.md; packs shared by two H200s on NVLink take what
-they say within 7 %), links those of two NVLink H100s: an all-to-all of 256 MiB moves 242 GB/s, a small one takes 55-120
+Kernel speeds are those of two H100s and an H200 (docs/performance.md; packs shared by two GPUs on NVLink take what
+they say within 8 %), links those of two NVLink H100s: an all-to-all of 256 MiB moves 242 GB/s, a small one takes 55-120
 us. Assumed: matrix products at 55 % of the 989 TFLOP/s peak, and networks at 50 and 25 GB/s a GPU. `hsap doctor
 --calibrate` measures one device.
 """
