@@ -61,8 +61,9 @@ def _merge_rows(  # type: ignore[no-untyped-def]
     inside = there[:, None] & (column < width)[None, :]
     at = (row[:, None] * heads + head) * width + column[None, :]
     part_at = (number.to(tl.int64)[:, None] * heads + head) * width + column[None, :]
-    old = tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
-    new = tl.load(part_out + part_at, mask=inside, other=0.0).to(tl.float32)
+    wide: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
+    old = tl.load(out + at, mask=inside, other=0.0).to(wide)
+    new = tl.load(part_out + part_at, mask=inside, other=0.0).to(wide)
     merged = old * tl.exp(before - after)[:, None] + new * tl.exp(part - after)[:, None]
     tl.store(out + at, merged.to(out.dtype.element_ty), mask=inside)
     tl.store(lse + head * lse_stride + row, after, mask=there)

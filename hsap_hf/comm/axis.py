@@ -30,7 +30,11 @@ class Traffic:
 
 
 class Pending:
-    """A collective under way. `wait()` returns what was received; on CUDA it only orders streams."""
+    """A collective under way. `wait()` returns what was received; on CUDA it only orders streams.
+
+    keep: what is sent, which lives as long as this: where another stream than its own has waited, its memory must not
+    be given to others before its own has.
+    """
 
     def __init__(self, received: Tensor, finish: Callable[[], object] | None, keep: Tensor | None = None) -> None:
         self._received, self._finish, self._keep = received, finish, keep
@@ -38,7 +42,7 @@ class Pending:
     def wait(self) -> Tensor:
         if self._finish is not None:
             self._finish()
-            self._finish = self._keep = None
+            self._finish = None
         return self._received
 
 

@@ -135,16 +135,17 @@ def _sum_rows(  # type: ignore[no-untyped-def]
     value_inside = (group < groups) & (column < VALUE_DIM)
     key_at = keys + row * key_row + group * key_group + column
     value_at = values + row * value_row + group * value_group + column
-    key = tl.zeros((GROUPS, WIDTH), tl.float32)
-    value = tl.zeros((GROUPS, WIDTH), tl.float32)
+    wide: tl.constexpr = tl.float64 if keys.dtype.element_ty == tl.float64 else tl.float32
+    key = tl.zeros((GROUPS, WIDTH), wide)
+    value = tl.zeros((GROUPS, WIDTH), wide)
     if ADD:
-        key += tl.load(key_at, mask=key_inside, other=0.0).to(tl.float32)
-        value += tl.load(value_at, mask=value_inside, other=0.0).to(tl.float32)
+        key += tl.load(key_at, mask=key_inside, other=0.0).to(wide)
+        value += tl.load(value_at, mask=value_inside, other=0.0).to(wide)
     for at in range(start, stop):
         source = tl.load(order + at)
         key_from = source_keys + source * source_key_row + group * source_key_group + column
         value_from = source_values + source * source_value_row + group * source_value_group + column
-        key += tl.load(key_from, mask=key_inside, other=0.0).to(tl.float32)
-        value += tl.load(value_from, mask=value_inside, other=0.0).to(tl.float32)
+        key += tl.load(key_from, mask=key_inside, other=0.0).to(wide)
+        value += tl.load(value_from, mask=value_inside, other=0.0).to(wide)
     tl.store(key_at, key.to(keys.dtype.element_ty), mask=key_inside)
     tl.store(value_at, value.to(values.dtype.element_ty), mask=value_inside)

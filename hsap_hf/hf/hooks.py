@@ -80,7 +80,8 @@ class Dealer:
             # the loss of what this rank brought is computed from logits, afterwards; TRL's own head gives no logits
             if not torch.is_grad_enabled() and not batch.get("fused_lm_head"):
                 del batch["labels"], batch["shift_labels"]
-                batch.pop("skip_logits", None)  # Trainer asks so where Liger's loss is on
+        if not torch.is_grad_enabled() and not batch.get("fused_lm_head"):
+            batch.pop("skip_logits", None)  # Trainer asks so where Liger's loss is on
         if "labels" in batch and torch.is_grad_enabled():
             batch["num_items_in_batch"] = self._num_items(batch)
         return (), batch

@@ -15,11 +15,12 @@ from hsap_hf.attention.merge import merge_rows
 from hsap_hf.attention.merge_triton import merge_rows_triton
 
 torch.manual_seed(0)
-for dtype, allowed in ((torch.float32, 2e-6), (torch.float16, 2e-3)):
-    out, lse = torch.randn(50, 6, 24).to(dtype), torch.randn(6, 50)
+for dtype, allowed in ((torch.float64, 1e-14), (torch.float32, 2e-6), (torch.float16, 2e-3)):
+    wide = torch.promote_types(dtype, torch.float32)
+    out, lse = torch.randn(50, 6, 24, dtype=wide).to(dtype), torch.randn(6, 50, dtype=wide)
     lse[:, 3] = -torch.inf  # a row that saw no key yet counts for nothing
     rows = torch.cat([torch.tensor([3]), 4 + torch.randperm(46)[:36].sort().values])
-    part, part_lse = torch.randn(37, 6, 24).to(dtype), torch.randn(6, 37)
+    part, part_lse = torch.randn(37, 6, 24, dtype=wide).to(dtype), torch.randn(6, 37, dtype=wide)
     ours, theirs = (out.clone(), lse.clone()), (out.clone(), lse.clone())
     merge_rows(*ours, rows, part, part_lse)
     merge_rows_triton(*theirs, rows, part, part_lse)
@@ -36,13 +37,14 @@ from hsap_hf.comm.rows import RowSums, sum_rows, take_rows
 from hsap_hf.comm.rows_triton import sum_rows_triton, take_rows_triton
 
 torch.manual_seed(0)
-for dtype, value_dim in ((torch.float32, 10), (torch.float16, 7)):
+for dtype, value_dim in ((torch.float64, 10), (torch.float32, 10), (torch.float16, 7)):
     own = torch.randn(20, 3, 10).to(dtype), torch.randn(20, 3, value_dim).to(dtype)
     more = split(torch.randn(30, 3, 10 + value_dim).to(dtype), 10)
     rows = torch.randint(0, 50, (64,))
     assert torch.equal(take_rows_triton(own, more, rows), take_rows(own, more, rows))
     assert torch.equal(take_rows_triton(own, None, rows % 20), take_rows(own, None, rows % 20))
 
+    exact = {"rtol": 1e-14, "atol": 1e-14} if dtype == torch.float64 else {}
     source = torch.randn(100, 3, 10).to(dtype), torch.randn(100, 3, value_dim).to(dtype)
     sums = RowSums(torch.randint(2, 20, (100,)), 20)  # rows 0 and 1 get nothing
     for first, count, add in ((0, 20, True), (0, 9, False), (9, 11, False)):
@@ -51,7 +53,7 @@ for dtype, value_dim in ((torch.float32, 10), (torch.float16, 7)):
         sum_rows(want, source, sums, first=first, add=add)
         sum_rows_triton(got, source, *sums.grouped, first, add)
         for a, b, before in zip(want, got, totals):
-            torch.testing.assert_close(b, a)
+            torch.testing.assert_close(b, a, **exact)
             assert not torch.equal(b[2:], before[2:])
             assert first or torch.equal(b[:2], before[:2])
 """
