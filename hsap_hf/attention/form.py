@@ -6,7 +6,7 @@ from hsap_hf.comm.exchange import Exchange
 from hsap_hf.planner import Plan
 from hsap_hf.planner.cost import attention_seconds, exchange_seconds, merging_seconds, waiting_seconds
 from hsap_hf.planner.documents import pairs
-from hsap_hf.planner.machine import UNKNOWN
+from hsap_hf.planner.machine import unknown
 from hsap_hf.planner.model import LLAMA3_8B
 
 
@@ -28,10 +28,12 @@ def apart_is_faster(
         else:
             beside += size
     near, far = _travelling(slot, exchange, near_slots or plan.context_size)
-    attention = attention_seconds(0, work, LLAMA3_8B, UNKNOWN) / ulysses_size
-    travel = exchange_seconds(near, far, LLAMA3_8B, UNKNOWN, ulysses_size)
-    waits = waiting_seconds(attention, beside / max(work, 1), travel, UNKNOWN) - attention
-    return waits <= merging_seconds(rows, LLAMA3_8B, UNKNOWN) / ulysses_size
+    machine = unknown(ulysses_size)
+    attention = attention_seconds(0, work, LLAMA3_8B, machine)
+    travel = exchange_seconds(near, far, LLAMA3_8B, machine)
+    travel += 2 * machine.message_seconds * max(0, len(exchange.messages) - 1)
+    waits = waiting_seconds(attention, beside / max(work, 1), travel, machine) - attention
+    return waits <= merging_seconds(rows, LLAMA3_8B, machine)
 
 
 def _travelling(slot: int, exchange: Exchange, near_slots: int) -> tuple[int, int]:

@@ -133,7 +133,7 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
     if not exchange.silent:
         sent = grad_k[: exchange.returns_stop], grad_v[: exchange.returns_stop]
         sum_rows(sent, split(home, k.shape[-1]), exchange.returns)
-    lane.follow()  # what was allocated in it is read no more once it has waited for this
+    lane.follow()  # so that memory of the lane, which is read here, is not unmapped before
 
     every_sink = _all_sink_grads(call, grad_out, q, out, lse, sinks)
     grad_q = gather_heads(grad_q, call.rows, call.ulysses)

@@ -73,7 +73,8 @@ def compile_tables(
     if window is not None:
         apart, num_messages = True, 1
     if num_messages is None:
-        num_messages = best_num_messages(plan.load(near_slots), ulysses_size) if on_gpu else 1
+        all_near = not plan.cut_documents or (near_slots or plan.context_size) >= plan.context_size
+        num_messages = 1 if all_near or not on_gpu else best_num_messages(plan.load(near_slots), ulysses_size)
     exchange = compile_exchange(plan, slot, window, device, num_messages)
     if apart is None:
         apart = on_gpu and apart_is_faster(plan, slot, exchange, near_slots, ulysses_size)

@@ -32,8 +32,8 @@ class Traffic:
 class Pending:
     """A collective under way. `wait()` returns what was received; on CUDA it only orders streams.
 
-    keep: what is sent, which lives as long as this: where another stream than its own has waited, its memory must not
-    be given to others before its own has.
+    keep: what is sent. Its memory stays reserved as long as this object lives, since the stream that it belongs to may
+    not have waited yet: with expandable segments, an allocator that runs short unmaps what that stream is done with.
     """
 
     def __init__(self, received: Tensor, finish: Callable[[], object] | None, keep: Tensor | None = None) -> None:

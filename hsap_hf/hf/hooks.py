@@ -77,11 +77,10 @@ class Dealer:
             return None
         if BATCH_KEY not in batch:
             batch = self.dealt_arguments(batch)
-            # the loss of what this rank brought is computed from logits, afterwards; TRL's own head gives no logits
-            if not torch.is_grad_enabled() and not batch.get("fused_lm_head"):
-                del batch["labels"], batch["shift_labels"]
+        # the loss of what this rank brought is computed from logits, afterwards; TRL's own head gives no logits
         if not torch.is_grad_enabled() and not batch.get("fused_lm_head"):
-            batch.pop("skip_logits", None)  # Trainer asks so where Liger's loss is on
+            for name in ("labels", "shift_labels", "skip_logits"):  # Trainer says so where Liger's loss is on
+                batch.pop(name, None)
         if "labels" in batch and torch.is_grad_enabled():
             batch["num_items_in_batch"] = self._num_items(batch)
         return (), batch

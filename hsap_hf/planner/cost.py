@@ -8,7 +8,7 @@ equal predicted times, to this order.
 from collections.abc import Sequence
 
 from hsap_hf.planner.load import Load
-from hsap_hf.planner.machine import UNKNOWN, Machine
+from hsap_hf.planner.machine import Machine, unknown
 from hsap_hf.planner.messages import COUNTS, wait
 from hsap_hf.planner.model import LLAMA3_8B, Model
 
@@ -85,7 +85,7 @@ def ulysses_seconds(slot_tokens: float, ulysses_size: int, model: Model, machine
     return ULYSSES_MESSAGES * machine.message_seconds + 2 * ulysses_bytes(slot_tokens, ulysses_size, model) / link
 
 
-def attention_slots(
+def attention_slot_seconds(
     load: Load, model: Model, machine: Machine, ulysses_size: int = 1, num_messages: int = 1
 ) -> list[float]:
     """Every slot's time for one layer's attention and what it waits for keys."""
@@ -109,7 +109,7 @@ def slot_seconds(
     load: Load, model: Model, machine: Machine, ulysses_size: int = 1, num_messages: int = 1
 ) -> list[float]:
     """Every slot's time for one layer."""
-    attention = attention_slots(load, model, machine, ulysses_size, num_messages)
+    attention = attention_slot_seconds(load, model, machine, ulysses_size, num_messages)
     return [
         linear_seconds(tokens / ulysses_size, model, machine)
         + ulysses_seconds(tokens, ulysses_size, model, machine)
@@ -132,9 +132,10 @@ def best_num_messages(load: Load, ulysses_size: int = 1) -> int:
     """
     if not any(load.traffic.far_fetched):
         return 1
-    seconds = {count: max(attention_slots(load, LLAMA3_8B, UNKNOWN, ulysses_size, count)) for count in COUNTS}
-    best = min(COUNTS, key=seconds.__getitem__)
-    return best if seconds[best] * WORTH < seconds[1] else 1
+    machine = unknown(ulysses_size)
+    slowest = {count: max(attention_slot_seconds(load, LLAMA3_8B, machine, num_messages=count)) for count in COUNTS}
+    best = min(COUNTS, key=slowest.__getitem__)
+    return best if slowest[best] * WORTH < slowest[1] else 1
 
 
 def ideal_seconds(tokens: Sequence[int], work: Sequence[int], model: Model, machine: Machine) -> float:

@@ -7,7 +7,7 @@ from hsap_hf.planner.traffic import Traffic
 
 @dataclass(frozen=True)
 class Load:
-    """Of every slot."""
+    """Tokens, work and traffic of every slot."""
 
     tokens: tuple[int, ...]
     work: tuple[int, ...]

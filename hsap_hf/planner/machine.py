@@ -57,3 +57,9 @@ UNKNOWN = replace(H100, name="unknown", node_bytes=87e9, network_bytes=23e9, mes
 """What a running job, which does not know its links, takes its machine for: NVLink with as few multiprocessors as the
 exchange takes, the slow link of docs/performance.md, and a small exchange with its launches."""
 MACHINES = (H100, H100_SLOW, H100_FLASH2, H200)
+
+
+def unknown(ulysses_size: int) -> Machine:
+    """The same for ranks that share heads, whatever their number: all but a message's own time is so much shorter, so
+    to compare times, that one is longer."""
+    return replace(UNKNOWN, message_seconds=ulysses_size * UNKNOWN.message_seconds)

@@ -86,11 +86,10 @@ class Plan:
         """What every slot has, with so many consecutive slots in a node (None: all of them)."""
         pieces, per_slot = self.table
         _, start, stop = pieces.T
-        ends = np.cumsum(per_slot)
-        tokens, work = (
-            np.diff(np.concatenate([[0], np.cumsum(of_pieces)])[np.concatenate([[0], ends])]).tolist()
-            for of_pieces in (stop - start, (stop - start) * (start + stop + 1))
-        )
+        slots = np.repeat(np.arange(self.context_size), per_slot)
+        totals = np.zeros((self.context_size, 2), dtype=np.int64)
+        np.add.at(totals, slots, np.stack([stop - start, (stop - start) * (start + stop + 1)], axis=1))
+        tokens, work = totals.T.tolist()
         cut = self.cut_documents.values()
         own = own_work(cut, work)
         traffic = exchanged(cut, self.context_size, ranks_per_node)

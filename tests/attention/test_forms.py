@@ -91,7 +91,14 @@ def test_keys_come_in_several_messages_where_own_attention_is_shorter(lengths, c
 
 def test_ranks_that_share_heads_have_less_to_hide_a_message_behind():
     plan = compile_plan(mixes(65_536)["longtail_64k"], 4)
-    assert [best_num_messages(plan.load(1), ulysses_size) for ulysses_size in (1, 8)] == [2, 1]
+    assert [best_num_messages(plan.load(1), ulysses_size) for ulysses_size in (1, 5, 8)] == [2, 2, 1]
+    plan = compile_plan(mixes(65_536)["longtail_64k"], 2)
+    exchange = compile_exchange(plan, 1, None, CPU)
+    assert [apart_is_faster(plan, 1, exchange, None, ulysses_size) for ulysses_size in (1, 5, 40)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_layers_with_a_window_have_one_message():

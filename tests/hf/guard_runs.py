@@ -215,11 +215,13 @@ class OwnLoop:
 
 
 def without_logits(forward):
-    """A forward that gives no logits where it is told so, as Liger's do where Trainer evaluates nothing but losses."""
+    """A forward that gives no logits where it is told so, or trains on labels, as Liger's does."""
 
     @wraps(forward)
-    def liger(*args, skip_logits=False, **kwargs):
+    def liger(*args, skip_logits=None, **kwargs):
         outputs = forward(*args, **kwargs)
+        if skip_logits is None:
+            skip_logits = forward.__self__.training and kwargs.get("shift_labels") is not None
         return type(outputs)(loss=outputs.loss, logits=None if skip_logits else outputs.logits)
 
     return liger
@@ -237,7 +239,9 @@ def evaluation_of_a_prepared_trainer():
             trainer = OwnLoop(model)
             prepare_trainer(trainer)
             with patch.object(model, "forward", without_logits(model.forward)):
-                ours = float(model(**trainer._prepare_inputs(batch), skip_logits=True).loss)
+                ours = [float(model(**trainer._prepare_inputs(batch), skip_logits=True).loss)]
+                model.train()  # it has no dropout
+                ours.append(float(model(**trainer._prepare_inputs(batch)).loss))
             try:
                 prepare_trainer(OwnLoop(model, average_tokens_across_devices=False))
             except ConfigError as error:
