@@ -73,6 +73,7 @@ def compile_tables(
     if window is not None:
         apart, num_messages = True, 1
     if num_messages is None:
+        # then it is one: no need to count what travels
         all_near = not plan.cut_documents or (near_slots or plan.context_size) >= plan.context_size
         num_messages = 1 if all_near or not on_gpu else best_num_messages(plan.load(near_slots), ulysses_size)
     exchange = compile_exchange(plan, slot, window, device, num_messages)

@@ -79,7 +79,7 @@ class Dealer:
             batch = self.dealt_arguments(batch)
         # the loss of what this rank brought is computed from logits, afterwards; TRL's own head gives no logits
         if not torch.is_grad_enabled() and not batch.get("fused_lm_head"):
-            for name in ("labels", "shift_labels", "skip_logits"):  # Trainer says so where Liger's loss is on
+            for name in ("labels", "shift_labels", "skip_logits"):  # Trainer sets the last where Liger's loss is on
                 batch.pop(name, None)
         if "labels" in batch and torch.is_grad_enabled():
             batch["num_items_in_batch"] = self._num_items(batch)

@@ -53,13 +53,15 @@ H100 = Machine(
 H100_SLOW = replace(H100, name="h100-25", network_bytes=25e9)
 H100_FLASH2 = replace(H100, name="h100-flash2", forward_flops=351e12, backward_flops=325e12, half_length=740)
 H200 = replace(H100, name="h200", memory_bytes=141e9)  # the cores of an H100, more memory
-UNKNOWN = replace(H100, name="unknown", node_bytes=87e9, network_bytes=23e9, message_seconds=150e-6)
-"""What a running job, which does not know its links, takes its machine for: NVLink with as few multiprocessors as the
-exchange takes, the slow link of docs/performance.md, and a small exchange with its launches."""
 MACHINES = (H100, H100_SLOW, H100_FLASH2, H200)
 
 
 def unknown(ulysses_size: int) -> Machine:
-    """The same for ranks that share heads, whatever their number: all but a message's own time is so much shorter, so
-    to compare times, that one is longer."""
-    return replace(UNKNOWN, message_seconds=ulysses_size * UNKNOWN.message_seconds)
+    """What a running job, which does not know its links, takes its machine for: NVLink with as few multiprocessors as
+    the exchange takes, the slow link of docs/performance.md, and a small exchange with its launches.
+
+    To compare times of ranks that share heads, whatever their number: all else is so many times shorter for one of
+    them, so here a message's own time is longer instead.
+    """
+    message = 150e-6 * ulysses_size
+    return replace(H100, name="unknown", node_bytes=87e9, network_bytes=23e9, message_seconds=message)
