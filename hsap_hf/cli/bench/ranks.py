@@ -10,14 +10,13 @@ from itertools import groupby, product
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hsap_hf.cli.bench.entry import TRAFFIC, Entry
 from hsap_hf.cli.bench.job import answer
 from hsap_hf.cli.bench.measurement import ROUNDS, Bench
 from hsap_hf.cli.bench.peers import llama3_way, missing_peer, zigzag_way
 from hsap_hf.cli.bench.request import Request
-from hsap_hf.cli.bench.ways import Way, hsap_way, meeting_way
+from hsap_hf.cli.bench.ways import Way, hsap_way, meeting_way, whole_way
 from hsap_hf.cli.bench.whole_pack import WholePack, draw_pack
 from hsap_hf.comm import build_mesh
 from hsap_hf.config import HsapPlugin
@@ -63,24 +62,25 @@ def _link(device: torch.device) -> str:
 
 def _measure_pack(bench: Bench, pack: WholePack, pack_name: str) -> list[dict[str, Any]]:
     """Correctness and bytes first, then the times: in rounds, because a device's speed drifts by some percent within
-    seconds, and what is compared should drift together. Last the traces, where asked for."""
-    out, lse = pack.forward()
-    results = (out, *pack.backward(out, lse))
+    seconds, and what is compared should drift together; every second one backwards, so that all come after all. Last
+    the traces, where asked for."""
+    whole = Entry("whole pack", None, whole_way(pack, bench.size), None, {})
+    out, _ = whole.way.forward()
+    results = (out, *whole.way.backward(None))
     entries = [Entry.checked(bench, name, split, way(), results) for name, split, way in _ways(bench, pack)]
-    del results
-    whole = []
+    del out, results
+    turns = [whole, *entries]
     for _ in range(ROUNDS):
-        runs = (pack.forward, lambda: pack.backward(out, lse))
-        whole.append(bench.gather([bench.time(run).device for run in runs]) / bench.size)
-        for entry in entries:
+        for entry in turns:
             entry.time(bench)
+        turns.reverse()
     rows = []
     for (name, split), found in groupby(entries, lambda entry: (entry.name, entry.split)):
         settings = list(found)
         best = min(settings, key=Entry.milliseconds)
         traced = best.trace(bench, pack_name) if bench.request.trace_folder is not None else {}
-        rows.append({"way": name, "split": split, **_beside(best.row() | traced, torch.stack(whole))})
-    return rows + [row | _beside({}, torch.stack(whole)) for row in _left_out(bench, pack)]
+        rows.append({"way": name, "split": split, **_beside(best.row() | traced, whole)})
+    return rows + [row | _beside({}, whole) for row in _left_out(bench, pack)]
 
 
 def _ways(bench: Bench, pack: WholePack) -> Iterator[tuple[str, str | None, Callable[[], Way]]]:
@@ -114,11 +114,11 @@ def _left_out(bench: Bench, pack: WholePack) -> Iterator[dict[str, Any]]:
         yield _nothing("ring llama3", None, missing)
 
 
-def _beside(row: dict[str, Any], whole: Tensor) -> dict[str, Any]:
-    """A row beside the ideal: of [rounds, ranks, 2] the mean over ranks, which differ a little, and the median."""
-    forward_ms, backward_ms = whole.mean(1).median(0).values.tolist()
-    ideal = {"ideal_forward_ms": forward_ms, "ideal_backward_ms": backward_ms}
-    ideal["ideals_ms"] = whole.sum(-1).tolist()
+def _beside(row: dict[str, Any], whole: Entry) -> dict[str, Any]:
+    """A row beside the ideal: the mean over ranks, which differ a little, and the median of rounds."""
+    ideals = torch.stack(whole.times)[..., :2]
+    forward_ms, backward_ms = ideals.mean(1).median(0).values.tolist()
+    ideal = {"ideal_forward_ms": forward_ms, "ideal_backward_ms": backward_ms, "ideals_ms": ideals.sum(-1).tolist()}
     if row:
         row = row | {"ratio": (forward_ms + backward_ms) / (row["forward_ms"] + row["backward_ms"])}
     return row | ideal

@@ -13,8 +13,11 @@ import torch
 _WARMUP = 2
 _AHEAD_CYCLES = 15_000_000
 """About 10 ms."""
+_SETTLE_MS = 800.0
+"""For as long, calls are made before any counts: a GPU at its power limit is some percent faster for half a second
+after a pause, slower for another, and steady from then on (H200; whatever followed a way that leaves it idle)."""
 _LEAST_MS = 200.0
-"""Short calls are repeated until they take as long: a device's speed settles only under load."""
+"""Short calls are counted for as long."""
 
 
 class Times(NamedTuple):
@@ -55,6 +58,8 @@ def time_call(
         return Times(statistics.median(found), statistics.median(found))
     repeats = max(repeats, int(_LEAST_MS / most))
     host_ahead()
+    for _ in range(int(_SETTLE_MS / most)):
+        run()
     marks, host = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)], []
     marks[0].record()
     for mark in marks[1:]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,25 +91,31 @@ def hsap_way(pack: WholePack, shape: Shape, mesh: HsapMesh, form: str = "auto", 
     )
 
 
+def whole_way(pack: WholePack, copies: int) -> Way:
+    """The whole pack on each of so many ranks, each by itself: the ideal."""
+    out, lse = pack.forward()
+    return Way(
+        rows=torch.arange(len(out), device=out.device),
+        own=slice(None),
+        forward=lambda: (pack.forward()[0], None),
+        backward=lambda saved: pack.backward(out, lse),
+        copies=copies,
+    )
+
+
 def meeting_way(pack: WholePack, everyone: Axis) -> Way:
     """The whole pack on every rank; all wait for each other at the start of every call.
 
     What every way that exchanges something loses because ranks are now and then slower, each at another moment.
     """
-    out, lse = pack.forward()
-    note, ones = torch.zeros((everyone.size, 1), dtype=torch.uint8, device=out.device), [1] * everyone.size
+    whole, ones = whole_way(pack, everyone.size), [1] * everyone.size
+    note = torch.zeros((everyone.size, 1), dtype=torch.uint8, device=whole.rows.device)
 
-    def met(run: Callable[[], Any]) -> Any:
+    def met(run: Callable[..., Any], *saved: Any) -> Any:
         everyone.all_to_all(note, ones, ones, "meet").wait()
-        return run()
+        return run(*saved)
 
-    return Way(
-        rows=torch.arange(len(out), device=out.device),
-        own=slice(None),
-        forward=lambda: (met(pack.forward)[0], None),
-        backward=lambda saved: met(lambda: pack.backward(out, lse)),
-        copies=everyone.size,
-    )
+    return replace(whole, forward=partial(met, whole.forward), backward=partial(met, whole.backward))
 
 
 def planned_traffic(
