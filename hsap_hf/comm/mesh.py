@@ -16,10 +16,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from hsap_hf.comm.axis import Axis, ProcessAxis
 from hsap_hf.config import HsapPlugin, may_read_peers
 
-_MULTIPROCESSORS_A_NEIGHBOUR, _MOST_MULTIPROCESSORS = 4, 16
-"""Of a GPU, for the exchange. On two H100s NCCL would take 17 of 132. With 4 a message travels at half the speed, 87
-GB/s, but beside attention, which gets the others; between four H200s 4 were too few to hide it, and 12 as good as 16 or
-24."""
+_FEWEST_MULTIPROCESSORS, _MULTIPROCESSORS_A_NEIGHBOUR, _MOST_MULTIPROCESSORS = 8, 4, 16
+"""Of a GPU, for the exchange; attention beside it gets the others. On two H100s NCCL would take 17 of 132. Between two
+H200s 2 and 4 were slower than 8, and 16 no faster; between four 4 were too few, and 12 as good as 16 or 24."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,8 @@ def _urgent(device_type: str, slots: int) -> dict[int | str, Any] | None:
     if device_type != "cuda":
         return None
     options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
-    options.config.max_ctas = min(_MULTIPROCESSORS_A_NEIGHBOUR * max(slots - 1, 1), _MOST_MULTIPROCESSORS)
+    asked = max(_FEWEST_MULTIPROCESSORS, _MULTIPROCESSORS_A_NEIGHBOUR * (slots - 1))
+    options.config.max_ctas = min(asked, _MOST_MULTIPROCESSORS)
     return {"context": options}
 
 

@@ -53,6 +53,8 @@ class DealtBatch:
         key = (q_TNH.shape[1:], k_TGH.shape[1:], v_TGH.shape[1:], q_TNH.dtype, scores)
         if key not in self._calls:
             slot, device = self.mesh.context.rank, q_TNH.device
+            dtype = str(q_TNH.dtype).removeprefix("torch.")
+            kernel = choose_kernel(self.plugin.kernel, scores, q_TNH.shape[-1], v_TGH.shape[-1], dtype, device.type)
             if scores.window not in self.tables:
                 asked = self.plugin.exchange_messages
                 self.tables[scores.window] = compile_tables(
@@ -60,18 +62,18 @@ class DealtBatch:
                     slot,
                     scores.window,
                     device,
+                    apart=kernel.apart,
                     num_messages=None if asked == "auto" else asked,
                     near_slots=self.mesh.near_slots,
                     ulysses_size=self.mesh.ulysses.size,
                 )
-            dtype = str(q_TNH.dtype).removeprefix("torch.")
             self._calls[key] = Call(
                 tables=self.tables[scores.window],
                 context=self.mesh.context,
                 ulysses=self.mesh.ulysses,
                 rows=rank_rows(self.plan.tokens(slot), self.mesh.ulysses.size),
                 heads=share_heads(q_TNH.shape[1], k_TGH.shape[1], self.mesh.ulysses.size, device),
-                kernel=choose_kernel(self.plugin.kernel, scores, q_TNH.shape[-1], v_TGH.shape[-1], dtype, device.type),
+                kernel=kernel,
                 scores=scores,
                 keep_borrowed=self._keeps_borrowed(q_TNH.shape[1], k_TGH.shape[1]),
             )

@@ -57,8 +57,8 @@ MACHINES = (H100, H100_SLOW, H100_FLASH2, H200)
 
 
 def unknown(ulysses_size: int) -> Machine:
-    """What a running job, which does not know its links, takes its machine for: NVLink with as few multiprocessors as
-    the exchange takes, the slow link of docs/performance.md, and a small exchange with its launches.
+    """What a running job, which does not know its links, takes its machine for: NVLink as 4 multiprocessors serve it,
+    though the exchange takes 8 and more, the slow link of docs/performance.md, and a small exchange with its launches.
 
     To compare times of ranks that share heads, whatever their number: all else is so many times shorter for one of
     them, so here a message's own time is longer instead.

@@ -41,8 +41,7 @@ def assert_same_trajectory(ours, plain):
 GROUPS = {
     "2x1": ("--nproc", 2),
     "1x2": ("--nproc", 2, "hsap.context_size=1", "hsap.ulysses_size=2"),
-    "2x2": ("--nproc", 4, "hsap.ulysses_size=2"),
-    "4x1": ("--nproc", 4, "logging.proof=true"),
+    "2x2": ("--nproc", 4, "hsap.ulysses_size=2", "logging.proof=true"),
 }
 
 
