@@ -1,6 +1,7 @@
 """Direct forward calls on one rank of the gloo pool, with HSAP and stock, on batches that differ between ranks."""
 
 import logging
+import time
 from collections import Counter
 from contextlib import contextmanager
 
@@ -242,3 +243,28 @@ def mesh_layout(group):
         axes = [getattr(handle.mesh, name) for name in ("ulysses", "context", "group", "group_host", "world_host")]
         mine = torch.tensor([dist.get_rank()])
         return [axis.all_gather(mine, "who is here").flatten().tolist() for axis in axes] + [handle.mesh.replica]
+
+
+def steps_in_a_row(group, late):
+    """Losses and gradients of this rank after each of many steps that nothing but their exchanges keeps together.
+
+    late: the rank that sleeps at every layer, forward and backward; None: nobody.
+    """
+    me = dist.get_rank()
+    model = small_llama().train()
+
+    def dawdle(*_):
+        if me == late:
+            time.sleep(0.01)
+
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(dawdle)
+        layer.register_full_backward_hook(dawdle)
+    results = []
+    with enabled(model, group, exchange_messages=2):
+        for number, brought in enumerate([*CASES.values()] * 2):
+            model.zero_grad()
+            loss = model(**packed(brought[me], seed=4 * number + me)).loss
+            loss.backward()
+            results.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    return [[tensor.numpy() for tensor in result] for result in results]

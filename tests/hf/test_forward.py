@@ -1,5 +1,6 @@
 """One forward and backward over dealt tokens is that of the stock model, whatever each rank brings."""
 
+import numpy as np
 import pytest
 from forward_runs import CASES
 
@@ -142,3 +143,14 @@ def test_ulysses_ranks_are_innermost_and_replicas_outermost(gloo):
     for rank, layout in enumerate(gloo.run("forward_runs:mesh_layout", (2, 1))):
         pair = [rank - rank % 2, rank - rank % 2 + 1]
         assert layout == [[rank], pair, pair, pair, everyone, rank // 2]
+
+
+@pytest.mark.parametrize("group", [(4, 1), (2, 2)], ids=["4x1", "2x2"])
+def test_a_slow_rank_changes_no_bit_of_anyones_steps(gloo, group):
+    prompt, delayed = (gloo.run("forward_runs:steps_in_a_row", group, late) for late in (None, 3))
+    for ours, theirs in zip(delayed, prompt, strict=True):
+        assert len(ours) == len(theirs) == 12
+        for step, expected in zip(ours, theirs, strict=True):
+            assert all(np.array_equal(x, y) for x, y in zip(step, expected, strict=True))
+            assert all(np.isfinite(x).all() for x in step)
+    assert any(np.abs(step[1]).max() > 0 for steps in prompt for step in steps)
