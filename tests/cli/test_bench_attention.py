@@ -20,7 +20,7 @@ from hsap_hf.planner import compile_plan
 
 PACKS = {"mixed": [301, 64, 9, 33, 1, 120], "all_short": [32] * 8}
 SIZES = ("--heads", 4, "--kv-heads", 2, "--head-dim", 16, "--repeats", 3)
-WAYS = [("hsap", "2x1"), ("hsap", "1x2"), ("ulysses", "1x2"), ("meeting", None)]
+WAYS = [("hsap", "2x1"), ("hsap", "1x2"), ("ulysses", "1x2")]
 WAYS += [("ring zigzag", None), ("ring llama3", None)]
 TINY = Shape(4, 2, 8, "auto")
 
@@ -36,7 +36,7 @@ def packs_file(tmp_path_factory):
 def rows(packs_file):
     """What two gloo ranks measured."""
     asked = (HSAP, "bench", "attention", "--lengths", packs_file, "--nproc", 2, "--split", "2x1", "--split", "1x2")
-    asked += ("--meeting", "--trace", packs_file.parent / "traces")
+    asked += ("--trace", packs_file.parent / "traces")
     ended = launch(*asked, *SIZES, "--json", CUDA_VISIBLE_DEVICES="")
     assert ended.code == 0, ended.err
     return json.loads(ended.out)
@@ -54,7 +54,7 @@ def test_every_pack_has_one_row_a_way(rows):
 
 def test_forms_and_numbers_of_messages_are_rows_of_their_own():
     request = SimpleNamespace(
-        splits=[(2, 1)], forms=["auto", "merged"], messages=[1, 2], meeting=False, shape=Shape(3, 1, 8, "auto")
+        splits=[(2, 1)], forms=["auto", "merged"], messages=[1, 2], awake=False, shape=Shape(3, 1, 8, "auto")
     )
     bench = SimpleNamespace(
         request=request, size=2, mesh=lone_mesh(), meshes={(2, 1): lone_mesh()}, device=torch.device("cpu")
@@ -70,10 +70,9 @@ def test_every_result_is_that_of_one_rank(measured):
 
 
 def test_what_ranks_receive_is_what_the_plan_says(measured):
-    planned = [row for row in measured if row["way"] != "meeting"]
-    assert [row["received_rows"] for row in planned] == [row["planned_rows"] for row in planned]
-    assert [row["received_bytes"] for row in planned] == [row["planned_bytes"] for row in planned]
-    assert all(sum(row["received_bytes"]) > 0 for row in planned if row["pack"] == "mixed")
+    assert [row["received_rows"] for row in measured] == [row["planned_rows"] for row in measured]
+    assert [row["received_bytes"] for row in measured] == [row["planned_bytes"] for row in measured]
+    assert all(sum(row["received_bytes"]) > 0 for row in measured if row["pack"] == "mixed")
 
 
 def test_a_pack_without_cut_documents_moves_nothing_between_slots(measured):
@@ -115,7 +114,8 @@ def test_a_ratio_that_fell_is_named(measured):
         (["--nproc", 2, "--kernel", "flash_attn_4"], "flash_attn_4"),
         (["--nproc", 2, "--plot", "picture.txt"], "pip install|ends in .svg"),
         (["--split", "2x1", "--slow-link"], "--split, --slow-link: only with --nproc"),
-        (["--meeting"], "--meeting: only with --nproc"),
+        (["--awake"], "--awake: only with --nproc"),
+        (["--nproc", 2, "--awake"], "--awake: a link between GPUs"),
     ],
 )
 def test_what_cannot_run_is_refused_before_a_rank_starts(hsap, monkeypatch, packs_file, words, said):
@@ -243,7 +243,7 @@ def test_who_computes_the_whole_pack_on_every_rank_counts_once():
             return torch.tensor([numbers, numbers])
 
     way = Way(torch.arange(3), slice(None), lambda: None, lambda saved: None, copies=2)
-    entry = Entry("meeting", None, way, None, {})
+    entry = Entry("whole", None, way, None, {})
     entry.time(Bench())
     row = entry.row()
     assert (row["forward_ms"], row["backward_ms"], row["launch_ms"]) == (5.0, 5.0, 2.0)
@@ -251,7 +251,7 @@ def test_who_computes_the_whole_pack_on_every_rank_counts_once():
 
 def test_every_way_and_rank_leaves_a_trace(rows, packs_file):
     names = {path.stem for path in (packs_file.parent / "traces").iterdir()}
-    ways = ("hsap-2x1", "hsap-1x2", "ulysses-1x2", "meeting")
+    ways = ("hsap-2x1", "hsap-1x2", "ulysses-1x2")
     assert names == {f"{pack}-{way}-rank{rank}" for pack in PACKS for way in ways for rank in range(2)}
     seen = {}
     for pack in PACKS:

@@ -57,9 +57,8 @@ def attention(
         list[int] | None,
         typer.Option(min=1, max=MOST_MESSAGES, help="Messages in which keys of others come; several."),
     ] = None,
-    meeting: Annotated[
-        bool,
-        typer.Option("--meeting", help="Also the whole pack on every rank, all of which wait for each other."),
+    awake: Annotated[
+        bool, typer.Option("--awake", help="Also the whole pack on GPUs whose link is awake, though nobody needs it.")
     ] = False,
     baseline: Annotated[
         Path | None, typer.Option(help="Earlier --json output: exit 1 where a ratio of ours fell by more than 3 %.")
@@ -79,7 +78,7 @@ def attention(
     shape = Shape(heads, kv_heads, head_dim, kernel)
     packs = _packs(lengths, pack, tokens)
     if nproc is None:
-        _refuse_without_ranks(split, slow_link, plot, trace, form, messages, meeting, baseline)
+        _refuse_without_ranks(split, slow_link, plot, trace, form, messages, awake, baseline)
         rows = _time_alone(packs, context_size, shape, repeats)
         typer.echo(json.dumps(rows)) if as_json else _table(rows)
         return
@@ -93,7 +92,7 @@ def attention(
         repeats=repeats,
         forms=form or ["auto"],
         messages=messages or None,
-        meeting=meeting,
+        awake=awake,
         trace_folder=None if trace is None else str(trace.absolute()),
     )
     rows = _time_ranks(request, nproc, slow_link, plot)
@@ -129,11 +128,11 @@ def _refuse_without_ranks(
     trace: Path | None,
     form: list[str] | None,
     messages: list[int] | None,
-    meeting: bool,
+    awake: bool,
     baseline: Path | None,
 ) -> None:
     options = {"--split": split, "--slow-link": slow_link, "--plot": plot, "--trace": trace, "--form": form}
-    options |= {"--messages": messages, "--meeting": meeting, "--baseline": baseline}
+    options |= {"--messages": messages, "--awake": awake, "--baseline": baseline}
     given = [name for name, value in options.items() if value]
     if given:
         raise ConfigError(f"{', '.join(given)}: only with --nproc N, which measures on N ranks.")

@@ -7,18 +7,20 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby, product
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from hsap_hf.cli.bench.awake import awake_way
 from hsap_hf.cli.bench.entry import TRAFFIC, Entry
 from hsap_hf.cli.bench.job import answer
 from hsap_hf.cli.bench.measurement import ROUNDS, Bench
 from hsap_hf.cli.bench.peers import llama3_way, missing_peer, zigzag_way
 from hsap_hf.cli.bench.request import Request
-from hsap_hf.cli.bench.ways import Way, hsap_way, meeting_way, whole_way
+from hsap_hf.cli.bench.ways import Way, hsap_way, whole_way
 from hsap_hf.cli.bench.whole_pack import WholePack, draw_pack
 from hsap_hf.comm import build_mesh
+from hsap_hf.comm.axis import ProcessAxis
 from hsap_hf.config import HsapPlugin
 
 _WAIT_SECONDS = 24 * 3600.0
@@ -94,8 +96,8 @@ def _ways(bench: Bench, pack: WholePack) -> Iterator[tuple[str, str | None, Call
             yield name, f"{context}x{ulysses}", partial(hsap_way, pack, shape, mesh, form, count)
     if shape.heads % size == 0:
         yield "ulysses", f"1x{size}", partial(hsap_way, pack, shape, bench.meshes[1, size])
-    if bench.request.meeting:
-        yield "meeting", None, partial(meeting_way, pack, bench.mesh.group)
+    if bench.request.awake:
+        yield "link awake", None, partial(awake_way, pack, cast(ProcessAxis, bench.mesh.group))
     if missing_peer(bench.device, pack.kernel) is None:
         yield "ring zigzag", None, partial(zigzag_way, pack, rank, size)
         for stride in range(1, shape.kv_heads + 1):

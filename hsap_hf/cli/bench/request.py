@@ -29,8 +29,8 @@ class Request:
     """Ways to attend what waits for keys, each a row of its own; see ways.FORMS."""
     messages: list[int] | None = None
     """Numbers of messages of an exchange, each a row of its own; None: what is predicted to be fastest."""
-    meeting: bool = False
-    """Also the whole pack on ranks that wait for each other in every call; see ways.meeting_way."""
+    awake: bool = False
+    """Also the whole pack beside a link that is awake; see awake.awake_way."""
     trace_folder: str | None = None
     """Where a profiler's trace of every way and rank goes."""
 
@@ -61,14 +61,14 @@ def read_splits(texts: Sequence[str] | None, ranks: int) -> list[tuple[int, int]
 
 def measure(request: Request, ranks: int, *, slow_link: bool) -> list[dict[str, Any]]:
     """Start the ranks and return their rows. Raises ConfigError for what cannot run, before any rank starts."""
-    _check(request, ranks)
+    _check(request, ranks, slow_link)
     code, rows = ask(RANKS_PROGRAM, asdict(request), ranks, SLOW_LINK if slow_link else {})
     if code:
         raise typer.Exit(code)
     return rows
 
 
-def _check(request: Request, ranks: int) -> None:
+def _check(request: Request, ranks: int, slow_link: bool) -> None:
     import torch
 
     from hsap_hf.cli.bench.ways import FORMS
@@ -80,6 +80,10 @@ def _check(request: Request, ranks: int) -> None:
     if cuda and ranks > torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ConfigError(f"--nproc {ranks}: one rank a GPU, and there are {count}. Ask for at most {count}.")
+    if request.awake and (slow_link or not cuda):
+        raise ConfigError(
+            "--awake: a link between GPUs, which CPUs have not and --slow-link does not use. Leave it out."
+        )
     if min(shape.heads, shape.kv_heads, shape.head_dim) < 1 or shape.heads % shape.kv_heads:
         raise ConfigError(
             f"--heads {shape.heads}, --kv-heads {shape.kv_heads}, --head-dim {shape.head_dim}: all at least 1, and "

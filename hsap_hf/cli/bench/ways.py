@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from hsap_hf.attention import Call, compile_tables
 from hsap_hf.attention.function import backward, forward
 from hsap_hf.cli.bench.whole_pack import Shape, WholePack
-from hsap_hf.comm import Axis, HsapMesh, rank_rows, share_heads
+from hsap_hf.comm import HsapMesh, rank_rows, share_heads
 from hsap_hf.comm.spans import index_tensor, span_rows
 from hsap_hf.planner import Plan, compile_plan, fetches, sends
 
@@ -101,21 +100,6 @@ def whole_way(pack: WholePack, copies: int) -> Way:
         backward=lambda saved: pack.backward(out, lse),
         copies=copies,
     )
-
-
-def meeting_way(pack: WholePack, everyone: Axis) -> Way:
-    """The whole pack on every rank; all wait for each other at the start of every call.
-
-    What every way that exchanges something loses because ranks are now and then slower, each at another moment.
-    """
-    whole, ones = whole_way(pack, everyone.size), [1] * everyone.size
-    note = torch.zeros((everyone.size, 1), dtype=torch.uint8, device=whole.rows.device)
-
-    def met(run: Callable[..., Any], *saved: Any) -> Any:
-        everyone.all_to_all(note, ones, ones, "meet").wait()
-        return run(*saved)
-
-    return replace(whole, forward=partial(met, whole.forward), backward=partial(met, whole.backward))
 
 
 def planned_traffic(

@@ -1,0 +1,38 @@
+"""The whole pack beside a link that is awake: the ideal of every way that sends something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from hsap_hf.cli.bench.ways import Way, whole_way
+from hsap_hf.cli.bench.whole_pack import WholePack
+from hsap_hf.comm.axis import ProcessAxis
+from hsap_hf.comm.peer import PeerMemory
+
+_BYTES = 2**20
+"""With every call. 8, 47 and 188 MiB slowed two H200s no more, 4 KiB a little less."""
+
+
+def awake_way(pack: WholePack, everyone: ProcessAxis) -> Way:
+    """The whole pack on every rank, each by itself; a little of the next rank's memory is copied beside every call.
+
+    Nobody waits for the copy. But the link does not sleep, and draws power that cores at the limit of theirs then lack.
+    Needs GPUs that may read each other's memory.
+    """
+    whole = whole_way(pack, everyone.size)
+    device = whole.rows.device
+    memory = PeerMemory(_BYTES, device, everyone)
+    here, side = torch.empty_like(memory.theirs), torch.cuda.Stream(device)
+
+    def awake(run: Callable[..., Any], *saved: Any) -> Any:
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            here.copy_(memory.theirs)
+        return run(*saved)
+
+    return replace(whole, forward=partial(awake, whole.forward), backward=partial(awake, whole.backward))
