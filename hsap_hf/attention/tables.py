@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hsap_hf.attention.form import apart_is_faster
 from hsap_hf.attention.segments import Gather, Part, make_gather, make_part
 from hsap_hf.comm.exchange import Exchange, compile_exchange
 from hsap_hf.comm.spans import offsets
@@ -35,12 +34,12 @@ class Remote:
 class SlotTables:
     """All that the layers with one window need to know about a slot.
 
-    Two forms. *Apart*: each piece of a document that waits for keys is one causal segment of the remote call, over all
-    the keys it needs, own ones among them; the local call has the other rows, and nothing is computed twice or merged.
-    *Merged*: the local call takes every row in place (own keys of a cut document, head and tail joined, are one causal
-    segment), remote calls for each message add full rectangles of its keys, and rows with both are merged. A window
-    measures distance inside the document, which joined pieces do not keep, so layers with one are always apart. Apart,
-    a slot waits for all messages.
+    Two forms. *Merged*: the local call takes every row in place (own keys of a cut document, head and tail joined, are
+    one causal segment), remote calls for each message add full rectangles of its keys, and rows with both are merged.
+    *Apart*: each piece of a document that waits for keys is one causal segment of the one remote call, over all the
+    keys it needs, own ones among them; the local call has the other rows, and nothing is merged. Merged is as fast or
+    faster. But a window measures distance inside the document, which joined pieces do not keep, so layers with one are
+    apart.
     """
 
     exchange: Exchange
@@ -58,16 +57,15 @@ def compile_tables(
     window: int | None,
     device: torch.device,
     *,
-    apart: bool | None = None,
+    apart: bool = False,
     num_messages: int | None = None,
     near_slots: int | None = None,
     ulysses_size: int = 1,
 ) -> SlotTables:
     """Tables of `slot` for layers that see the last `window` keys of a document (None: all of them).
 
-    apart: the form; None takes the one predicted to be faster: merged on a CPU, whose kernel would need a mask for
-    causal segments of more keys than queries. num_messages: of the exchange, the same on all slots; None takes what is
-    predicted to be fastest, one on a CPU. Layers with a window, always apart, have one. near_slots: see HsapMesh.
+    num_messages: of the exchange, the same on all slots; None takes what is predicted to be fastest, one on a CPU.
+    Layers with a window, which are apart whatever is asked, have one. near_slots: see HsapMesh.
     """
     on_gpu = device.type == "cuda"
     if window is not None:
@@ -77,8 +75,6 @@ def compile_tables(
         all_near = not plan.cut_documents or (near_slots or plan.context_size) >= plan.context_size
         num_messages = 1 if all_near or not on_gpu else best_num_messages(plan.load(near_slots), ulysses_size)
     exchange = compile_exchange(plan, slot, window, device, num_messages)
-    if apart is None:
-        apart = on_gpu and apart_is_faster(plan, slot, exchange, near_slots, ulysses_size)
     pieces = plan.slots[slot]
     own = _by_document([(piece, row) for piece, row in zip(pieces, _rows_of(pieces), strict=True)])
     waiting = {fetch.doc for fetch in exchange.fetched} if apart else set()

@@ -62,7 +62,6 @@ class DealtBatch:
                     slot,
                     scores.window,
                     device,
-                    apart=kernel.apart,
                     num_messages=None if asked == "auto" else asked,
                     near_slots=self.mesh.near_slots,
                     ulysses_size=self.mesh.ulysses.size,

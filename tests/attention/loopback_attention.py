@@ -71,7 +71,7 @@ def by_loopback(
     kernel: str = "auto",
     plan: Plan | None = None,
     keep_borrowed: bool = True,
-    apart: bool | None = None,
+    apart: bool = False,
     num_messages: int | None = None,
 ):
     """The same, by `context_size x ulysses_size` loopback ranks; tensors keep their dtype. apart, num_messages: see

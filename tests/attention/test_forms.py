@@ -1,20 +1,12 @@
 """How a slot's rows are split into two calls, and which form it takes."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsap_hf.attention.form import apart_is_faster
-from hsap_hf.attention.kernels import Scores
-from hsap_hf.attention.kernels.sdpa import SdpaKernel
 from hsap_hf.attention.tables import compile_tables
 from hsap_hf.cli.bench.mixes import mixes
-from hsap_hf.comm.exchange import compile_exchange
-from hsap_hf.config import HsapPlugin
-from hsap_hf.hf.dealt import DealtBatch
 from hsap_hf.planner import compile_plan
 from hsap_hf.planner.cost import best_num_messages
 
@@ -64,42 +56,6 @@ def test_merged_leaves_every_row_to_the_local_call_and_reads_borrowed_keys_only(
 
 
 @pytest.mark.parametrize(
-    ("pack", "near_slots", "apart"),
-    [
-        ("one_long", 2, [False, False]),
-        ("hybrid", 2, [True, False]),
-        ("longtail", None, [True, True]),
-        ("longtail", 1, [True, False]),
-    ],
-)
-def test_a_slot_is_apart_where_waiting_costs_less_than_merging(pack, near_slots, apart):
-    """One-long has nothing beside its exchange, hybrid's second slot little, longtail enough, but for a network."""
-    plan = compile_plan(mixes(65_536)[f"{pack}_64k"], 2)
-    exchanges = [compile_exchange(plan, slot, None, CPU) for slot in (0, 1)]
-    assert [apart_is_faster(plan, slot, exchanges[slot], near_slots) for slot in (0, 1)] == apart
-
-
-@pytest.mark.parametrize("apart", [True, False])
-def test_the_form_that_was_fastest_with_a_kernel_is_taken(monkeypatch, apart):
-    monkeypatch.setattr(SdpaKernel, "apart", apart)
-    mesh = SimpleNamespace(context=SimpleNamespace(rank=1), ulysses=SimpleNamespace(size=1), near_slots=2)
-    unused = dict.fromkeys(("deal", "brought", "tokens"))
-    dealt = DealtBatch(
-        mesh=mesh,
-        plan=compile_plan([6, 2], 2),
-        num_supervised=0,
-        plugin=HsapPlugin(kernel="sdpa", borrowed_keys="keep"),
-        recomputes=lambda: False,
-        tables={},
-        **unused,
-    )
-    q, k = torch.zeros(4, 2, 8), torch.zeros(4, 1, 8)
-    tables = dealt.call(q, k, k, Scores(1.0)).tables
-    assert tables.exchange.fetched
-    assert tables.apart == apart
-
-
-@pytest.mark.parametrize(
     ("lengths", "context_size", "near_slots", "num_messages"),
     [
         (mixes(65_536)["hybrid_64k"], 2, None, 1),  # NVLink: attention to a slot's own keys is longer
@@ -118,13 +74,6 @@ def test_keys_come_in_several_messages_where_own_attention_is_shorter(lengths, c
 def test_ranks_that_share_heads_have_less_to_hide_a_message_behind():
     plan = compile_plan(mixes(65_536)["longtail_64k"], 4)
     assert [best_num_messages(plan.load(1), ulysses_size) for ulysses_size in (1, 5, 8)] == [2, 2, 1]
-    plan = compile_plan(mixes(65_536)["longtail_64k"], 2)
-    exchange = compile_exchange(plan, 1, None, CPU)
-    assert [apart_is_faster(plan, 1, exchange, None, ulysses_size) for ulysses_size in (1, 5, 40)] == [
-        True,
-        True,
-        False,
-    ]
 
 
 def test_layers_with_a_window_have_one_message():

@@ -54,14 +54,14 @@ def test_every_pack_has_one_row_a_way(rows):
 
 def test_forms_and_numbers_of_messages_are_rows_of_their_own():
     request = SimpleNamespace(
-        splits=[(2, 1)], forms=["auto", "merged"], messages=[1, 2], awake=False, shape=Shape(3, 1, 8, "auto")
+        splits=[(2, 1)], forms=["merged", "apart"], messages=[1, 2], awake=False, shape=Shape(3, 1, 8, "auto")
     )
     bench = SimpleNamespace(
         request=request, size=2, mesh=lone_mesh(), meshes={(2, 1): lone_mesh()}, device=torch.device("cpu")
     )
     pack = draw_pack([5], request.shape, bench.device)
     names = [name for name, _, _ in ranks._ways(bench, pack)]
-    assert names == [f"hsap{form}, messages: {count}" for form in ("", " merged") for count in (1, 2)]
+    assert names == [f"hsap{form}, messages: {count}" for form in ("", " apart") for count in (1, 2)]
 
 
 def test_every_result_is_that_of_one_rank(measured):

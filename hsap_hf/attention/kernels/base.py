@@ -76,9 +76,6 @@ class Kernel(ABC):
     package: ClassVar[str | None] = None
     """The module that must be importable; None: torch brings the kernel."""
     install: ClassVar[str] = ""
-    apart: ClassVar[bool | None] = None
-    """The form of a slot (see tables.SlotTables) that was fastest with it wherever that was measured; None: the one
-    predicted to be."""
 
     def missing(self, scores: Scores, head_dim: int, value_dim: int, dtype: str, device_type: str) -> str | None:
         """Why this kernel cannot do it, in words; None where it can."""

@@ -32,7 +32,6 @@ class FlashAttn4Kernel(Kernel):
     has_softcap = True
     package = "flash_attn.cute"
     install = "pip install --pre flash-attn-4"
-    apart = False
 
     def widths(self, head_dim: int, value_dim: int, group: int = 1) -> tuple[int, int]:
         """MLA's heads as they are, but on Hopper not where query heads share keys; others are filled up to one width,

@@ -51,7 +51,7 @@ def attention(
         Path | None, typer.Option(help="Folder for a profiler's trace of every way and rank. With --nproc.")
     ] = None,
     form: Annotated[
-        list[str] | None, typer.Option(help="How rows that wait for keys are attended: auto, apart, merged; several.")
+        list[str] | None, typer.Option(help="How rows that wait for keys are attended: merged, apart; several.")
     ] = None,
     messages: Annotated[
         list[int] | None,
@@ -90,7 +90,7 @@ def attention(
         splits=read_splits(split, nproc),
         shape=shape,
         repeats=repeats,
-        forms=form or ["auto"],
+        forms=form or ["merged"],
         messages=messages or None,
         awake=awake,
         trace_folder=None if trace is None else str(trace.absolute()),

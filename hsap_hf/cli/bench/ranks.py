@@ -17,7 +17,7 @@ from hsap_hf.cli.bench.job import answer
 from hsap_hf.cli.bench.measurement import ROUNDS, Bench
 from hsap_hf.cli.bench.peers import llama3_way, missing_peer, zigzag_way
 from hsap_hf.cli.bench.request import Request
-from hsap_hf.cli.bench.ways import Way, hsap_way, whole_way
+from hsap_hf.cli.bench.ways import FORMS, Way, hsap_way, whole_way
 from hsap_hf.cli.bench.whole_pack import WholePack, draw_pack
 from hsap_hf.comm import build_mesh
 from hsap_hf.comm.axis import ProcessAxis
@@ -90,7 +90,7 @@ def _ways(bench: Bench, pack: WholePack) -> Iterator[tuple[str, str | None, Call
     shape, size, rank = bench.request.shape, bench.size, bench.mesh.group.rank
     for context, ulysses in bench.request.splits:
         for form, count in product(bench.request.forms, bench.request.messages or [None]):
-            name = "hsap" if form == "auto" else f"hsap {form}"
+            name = "hsap" if form == FORMS[0] else f"hsap {form}"
             name += "" if count is None else f", messages: {count}"
             mesh = bench.meshes[context, ulysses]
             yield name, f"{context}x{ulysses}", partial(hsap_way, pack, shape, mesh, form, count)

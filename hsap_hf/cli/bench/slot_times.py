@@ -98,7 +98,7 @@ def slot_runs(pack: WholePack, plan: Plan, slot: int, shape: Shape) -> tuple[Run
     """Forward and backward of one slot, and the kernel's calls in them. The slot's rows are the pack's first: what they
     hold does not change times."""
     rows, device = plan.tokens(slot), pack.grad.device
-    tables = compile_tables(plan, slot, None, device, apart=pack.kernel.apart)
+    tables = compile_tables(plan, slot, None, device)
     share = share_heads(shape.heads, shape.kv_heads, 1, device)
     axes = FreeAxis(slot, plan.context_size), FreeAxis(0, 1)
     call = Call(tables, *axes, [rows], share, pack.kernel, pack.problem.scores)

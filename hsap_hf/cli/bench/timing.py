@@ -16,10 +16,10 @@ _AHEAD_CYCLES = 15_000_000
 _SETTLE_MS = 800.0
 """For as long, calls are made before any counts: a GPU at its power limit is some percent faster for half a second
 after a pause, slower for another, and steady from then on (H200; whatever followed a way that leaves it idle)."""
+_LAUNCHED = 10
+"""At most so many of these calls tell what the host takes: later ones find the queue of launches full, and wait."""
 _LEAST_MS = 200.0
 """Short calls are repeated until they take so long."""
-_LAUNCHED = 10
-"""So many calls the host is timed on: few enough for the queue of launches, whose end would hold it up."""
 
 
 class Times(NamedTuple):
@@ -60,9 +60,7 @@ def time_call(
         return Times(statistics.median(found), statistics.median(found))
     repeats = max(repeats, int(_LEAST_MS / most))
     host_ahead()
-    host_ms = statistics.median(_clocked(run) for _ in range(_LAUNCHED))
-    for _ in range(int(_SETTLE_MS / most)):
-        run()
+    host_ms = [_clocked(run) for _ in range(max(1, int(_SETTLE_MS / most)))]
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     marks[0].record()
     for mark in marks[1:]:
@@ -70,7 +68,7 @@ def time_call(
         mark.record()
     torch.cuda.synchronize()
     device_ms = [before.elapsed_time(after) for before, after in pairwise(marks)]
-    return Times(statistics.median(device_ms), host_ms)
+    return Times(statistics.median(device_ms), statistics.median(host_ms[:_LAUNCHED]))
 
 
 def host_ahead() -> None:

@@ -48,11 +48,13 @@ class Way:
     """How often the ranks together compute the pack: times are divided by it."""
 
 
-FORMS = {"auto": None, "apart": True, "merged": False}
-"""Of a slot's tables, see attention.tables.SlotTables."""
+FORMS = ("merged", "apart")
+"""Of a slot's tables, see attention.tables.SlotTables; models take the first."""
 
 
-def hsap_way(pack: WholePack, shape: Shape, mesh: HsapMesh, form: str = "auto", num_messages: int | None = None) -> Way:
+def hsap_way(
+    pack: WholePack, shape: Shape, mesh: HsapMesh, form: str = "merged", num_messages: int | None = None
+) -> Way:
     """HSAP on the mesh's split; plain Ulysses on the same kernel where all ranks are on the ulysses axis."""
     q, device = pack.problem.q, pack.problem.q.device
     slot, ulysses = mesh.context.rank, mesh.ulysses
@@ -66,7 +68,7 @@ def hsap_way(pack: WholePack, shape: Shape, mesh: HsapMesh, form: str = "auto", 
             slot,
             None,
             device,
-            apart=pack.kernel.apart if form == "auto" else FORMS[form],
+            apart=form == "apart",
             num_messages=num_messages,
             near_slots=mesh.near_slots,
             ulysses_size=ulysses.size,
