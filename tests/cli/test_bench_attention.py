@@ -39,6 +39,7 @@ def rows(packs_file):
     asked += ("--trace", packs_file.parent / "traces")
     ended = launch(*asked, *SIZES, "--json", CUDA_VISIBLE_DEVICES="")
     assert ended.code == 0, ended.err
+    assert "all_short, pack 2 of 2" in ended.err
     return json.loads(ended.out)
 
 

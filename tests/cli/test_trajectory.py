@@ -38,8 +38,7 @@ def assert_same_trajectory(ours, plain):
     assert plain[-5:].mean() < plain[:5].mean() - 0.01  # and it is a trajectory that goes somewhere
 
 
-GROUPS = {
-    "2x1": ("--nproc", 2),
+GROUPS = {  # the last two tests are 2x1
     "1x2": ("--nproc", 2, "hsap.context_size=1", "hsap.ulysses_size=2"),
     "2x2": ("--nproc", 4, "hsap.ulysses_size=2", "logging.proof=true"),
 }

@@ -44,7 +44,9 @@ def measure(request: Request, device: torch.device, ranks: int) -> list[dict[str
         "head_dim": request.shape.head_dim,
     }
     rows = []
-    for name, lengths in request.packs.items():
+    for number, (name, lengths) in enumerate(request.packs.items(), 1):
+        if bench.mesh.group.rank == 0:
+            print(f"{name}, pack {number} of {len(request.packs)}", file=sys.stderr, flush=True)  # noqa: T201
         pack = draw_pack(lengths, request.shape, device)
         known = {"pack": name, "tokens": sum(lengths), "documents": len(lengths), **constants}
         known |= {"kernel": pack.kernel.name, "dtype": str(pack.grad.dtype).removeprefix("torch.")}
