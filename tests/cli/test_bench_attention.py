@@ -11,7 +11,7 @@ from torch.nn import functional
 from hsap_hf.cli.bench import peers, ranks, trace
 from hsap_hf.cli.bench.entry import Entry
 from hsap_hf.cli.bench.slot_times import slot_runs
-from hsap_hf.cli.bench.table import problems, regressions
+from hsap_hf.cli.bench.table import problems, regressions, said
 from hsap_hf.cli.bench.timing import Times
 from hsap_hf.cli.bench.ways import Way
 from hsap_hf.cli.bench.whole_pack import Shape, draw_pack
@@ -39,8 +39,9 @@ def rows(packs_file):
     asked += ("--trace", packs_file.parent / "traces")
     ended = launch(*asked, *SIZES, "--json", CUDA_VISIBLE_DEVICES="")
     assert ended.code == 0, ended.err
-    assert "all_short, pack 2 of 2" in ended.err
-    return json.loads(ended.out)
+    rows = json.loads(ended.out)
+    assert [line for line in ended.err.splitlines() if line.startswith(tuple(PACKS))] == [said(row) for row in rows]
+    return rows
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from hsap_hf.cli.bench.job import answer
 from hsap_hf.cli.bench.measurement import ROUNDS, Bench
 from hsap_hf.cli.bench.peers import llama3_way, missing_peer, zigzag_way
 from hsap_hf.cli.bench.request import Request
+from hsap_hf.cli.bench.table import said
 from hsap_hf.cli.bench.ways import FORMS, Way, hsap_way, whole_way
 from hsap_hf.cli.bench.whole_pack import WholePack, draw_pack
 from hsap_hf.comm import build_mesh
@@ -44,13 +45,15 @@ def measure(request: Request, device: torch.device, ranks: int) -> list[dict[str
         "head_dim": request.shape.head_dim,
     }
     rows = []
-    for number, (name, lengths) in enumerate(request.packs.items(), 1):
-        if bench.mesh.group.rank == 0:
-            print(f"{name}, pack {number} of {len(request.packs)}", file=sys.stderr, flush=True)  # noqa: T201
+    for name, lengths in request.packs.items():
         pack = draw_pack(lengths, request.shape, device)
         known = {"pack": name, "tokens": sum(lengths), "documents": len(lengths), **constants}
         known |= {"kernel": pack.kernel.name, "dtype": str(pack.grad.dtype).removeprefix("torch.")}
-        rows += [known | row for row in _measure_pack(bench, pack, name)]
+        rows_of_pack = [known | row for row in _measure_pack(bench, pack, name)]
+        if bench.mesh.group.rank == 0:
+            for row in rows_of_pack:  # minutes pass, and whoever stops it keeps what was measured
+                print(said(row), file=sys.stderr, flush=True)  # noqa: T201
+        rows += rows_of_pack
     return rows
 
 

@@ -83,6 +83,12 @@ def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
             page.print(f"{row['pack']}, {way_label(row)}: {_traced(row['trace'])}")
 
 
+def said(row: dict[str, Any]) -> str:
+    """One line about a row, as soon as it is there."""
+    figures = row["note"] or f"{row['forward_ms']:.2f} + {row['backward_ms']:.2f} ms, {row['ratio']:.3f} of ideal"
+    return f"{row['pack']}, {way_label(row)}: {figures}"
+
+
 def _traced(found: dict[str, Any]) -> str:
     """On the first rank."""
     if found["hidden"] is None:
