@@ -69,8 +69,8 @@ def _link(device: torch.device) -> str:
 
 def _measure_pack(bench: Bench, pack: WholePack, pack_name: str) -> list[dict[str, Any]]:
     """Correctness and bytes first, then the times: in rounds, because a device's speed drifts by some percent within
-    seconds, and what is compared should drift together; every second one backwards, so that all come after all. Last
-    the traces, where asked for."""
+    seconds, and what is compared should drift together; every second one backwards, so that none always comes after the
+    same one. Last the traces, where asked for."""
     whole = Entry("whole pack", None, whole_way(pack, bench.size), None, {})
     out, _ = whole.way.forward()
     results = (out, *whole.way.backward(None))
