@@ -37,9 +37,9 @@ class SlotTables:
     Two forms. *Merged*: the local call takes every row in place (own keys of a cut document, head and tail joined, are
     one causal segment), remote calls for each message add full rectangles of its keys, and rows with both are merged.
     *Apart*: each piece of a document that waits for keys is one causal segment of the one remote call, over all the
-    keys it needs, own ones among them; the local call has the other rows, and nothing is merged. Merged is as fast or
-    faster. But a window measures distance inside the document, which joined pieces do not keep, so layers with one are
-    apart.
+    keys it needs, own ones among them; the local call has the other rows, and nothing is merged. Merged was as
+    fast or faster where both were measured. But a window is a distance inside the document, which joined pieces do not
+    keep, so layers with one are apart.
     """
 
     exchange: Exchange
@@ -64,8 +64,9 @@ def compile_tables(
 ) -> SlotTables:
     """Tables of `slot` for layers that see the last `window` keys of a document (None: all of them).
 
-    num_messages: of the exchange, the same on all slots; None takes what is predicted to be fastest, one on a CPU.
-    Layers with a window, which are apart whatever is asked, have one. near_slots: see HsapMesh.
+    apart: the form, to measure it. num_messages: of the exchange, the same on all slots; None takes what is predicted
+    to be fastest, one on a CPU. Layers with a window, which are apart whatever is asked, have one. near_slots: see
+    HsapMesh.
     """
     on_gpu = device.type == "cuda"
     if window is not None:

@@ -1,4 +1,4 @@
-"""How a slot's rows are split into two calls, and which form it takes."""
+"""How a slot's rows are split into calls, in both forms, and in how many messages keys come."""
 
 import pytest
 import torch

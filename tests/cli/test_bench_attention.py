@@ -117,7 +117,7 @@ def test_a_ratio_that_fell_is_named(measured):
         (["--nproc", 2, "--plot", "picture.txt"], "pip install|ends in .svg"),
         (["--split", "2x1", "--slow-link"], "--split, --slow-link: only with --nproc"),
         (["--awake"], "--awake: only with --nproc"),
-        (["--nproc", 2, "--awake"], "--awake: a link between GPUs"),
+        (["--nproc", 2, "--awake"], "--awake needs two GPUs"),
     ],
 )
 def test_what_cannot_run_is_refused_before_a_rank_starts(hsap, monkeypatch, packs_file, words, said):

@@ -58,7 +58,7 @@ def attention(
         typer.Option(min=1, max=MOST_MESSAGES, help="Messages in which keys of others come; several."),
     ] = None,
     awake: Annotated[
-        bool, typer.Option("--awake", help="Also the whole pack on GPUs whose link is awake, though nobody needs it.")
+        bool, typer.Option("--awake", help="Also the whole pack on each GPU beside small copies from its neighbour.")
     ] = False,
     baseline: Annotated[
         Path | None, typer.Option(help="Earlier --json output: exit 1 where a ratio of ours fell by more than 3 %.")

@@ -1,4 +1,4 @@
-"""The whole pack beside a link that is awake: the ideal of every way that sends something."""
+"""The whole pack on every GPU beside small copies over the link that nobody needs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ _BYTES = 2**20
 def awake_way(pack: WholePack, everyone: ProcessAxis) -> Way:
     """The whole pack on every rank, each by itself; a little of the next rank's memory is copied beside every call.
 
-    Nobody waits for the copy. But beside it cores at their power limit clock lower: it seems that an idle link sleeps,
-    and that an awake one takes power from them. Needs GPUs that may read each other's memory.
+    Nobody waits for the copy, and a call has one however long it takes. Needs GPUs that may read each other's memory.
     """
     whole = whole_way(pack, everyone.size)
     device = whole.rows.device

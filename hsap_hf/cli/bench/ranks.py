@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 
-from hsap_hf.cli.bench.awake import awake_way
 from hsap_hf.cli.bench.entry import TRAFFIC, Entry
 from hsap_hf.cli.bench.job import answer
 from hsap_hf.cli.bench.measurement import ROUNDS, Bench
@@ -102,6 +101,8 @@ def _ways(bench: Bench, pack: WholePack) -> Iterator[tuple[str, str | None, Call
     if shape.heads % size == 0:
         yield "ulysses", f"1x{size}", partial(hsap_way, pack, shape, bench.meshes[1, size])
     if bench.request.awake:
+        from hsap_hf.cli.bench.awake import awake_way  # on an interface of torch that may change
+
         yield "link awake", None, partial(awake_way, pack, cast(ProcessAxis, bench.mesh.group))
     if missing_peer(bench.device, pack.kernel) is None:
         yield "ring zigzag", None, partial(zigzag_way, pack, rank, size)

@@ -30,7 +30,7 @@ class Request:
     messages: list[int] | None = None
     """Numbers of messages of an exchange, each a row of its own; None: what is predicted to be fastest."""
     awake: bool = False
-    """Also the whole pack beside a link that is awake; see awake.awake_way."""
+    """Also the whole pack beside small copies over the link; see awake.awake_way."""
     trace_folder: str | None = None
     """Where a profiler's trace of every way and rank goes."""
 
@@ -80,9 +80,10 @@ def _check(request: Request, ranks: int, slow_link: bool) -> None:
     if cuda and ranks > torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ConfigError(f"--nproc {ranks}: one rank a GPU, and there are {count}. Ask for at most {count}.")
-    if request.awake and (slow_link or not cuda):
+    if request.awake and (slow_link or not cuda or ranks < 2):
         raise ConfigError(
-            "--awake: a link between GPUs, which CPUs have not and --slow-link does not use. Leave it out."
+            "--awake needs two GPUs or more that read each other's memory, so neither CPUs nor --slow-link. "
+            "Leave it out."
         )
     if min(shape.heads, shape.kv_heads, shape.head_dim) < 1 or shape.heads % shape.kv_heads:
         raise ConfigError(
