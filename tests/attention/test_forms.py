@@ -76,9 +76,12 @@ def test_ranks_that_share_heads_have_less_to_hide_a_message_behind():
     assert [best_num_messages(plan.load(1), ulysses_size) for ulysses_size in (1, 5, 8)] == [2, 2, 1]
 
 
-def test_layers_with_a_window_have_one_message():
-    tables = compile_tables(compile_plan([900, 40], 3), 0, 50, CPU, num_messages=4)
+def test_only_layers_with_a_window_are_apart_and_have_one_message():
+    plan = compile_plan([900, 40], 3)
+    tables = compile_tables(plan, 0, 50, CPU, num_messages=4)
+    assert tables.apart
     assert len(tables.exchange.messages) == 1
+    assert not compile_tables(plan, 0, None, CPU, num_messages=4).apart
 
 
 def test_mixes_hold_the_tokens_they_are_named_after():
