@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
         shut_down()
     except HsapError as error:
         rank = os.environ.get("RANK", "0")
-        print(f"rank {rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        sys.stderr.write(f"rank {rank}: {type(error).__name__}: {error}\n")  # at once: ranks share a terminal
         return 2 if isinstance(error, ConfigError) else 1
     return 0 if passed else 1
 

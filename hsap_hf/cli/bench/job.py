@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from hsap_hf.errors import ConfigError, HsapError, PackTooLargeError
 
@@ -49,7 +50,7 @@ def answer(arguments: Sequence[str], measure: Callable[[dict[str, Any]], Any]) -
         no_memory = out_of_memory(error)
         if not no_memory and not isinstance(error, HsapError):
             raise
-        print(f"rank {rank}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        typer.echo(f"rank {rank}: {type(error).__name__}: {error}", err=True)
         if no_memory:
             os._exit(TOO_LARGE)  # at once: the others wait for this rank, and it would wait for them
         return TOO_LARGE if isinstance(error, PackTooLargeError) else 2 if isinstance(error, ConfigError) else 1

@@ -10,6 +10,7 @@ from itertools import groupby, product
 from typing import Any, cast
 
 import torch
+import typer
 
 from hsap_hf.cli.bench.entry import TRAFFIC, Entry
 from hsap_hf.cli.bench.job import answer
@@ -51,7 +52,7 @@ def measure(request: Request, device: torch.device, ranks: int) -> list[dict[str
         rows_of_pack = [known | row for row in _measure_pack(bench, pack, name)]
         if bench.mesh.group.rank == 0:
             for row in rows_of_pack:  # minutes pass, and whoever stops it keeps what was measured
-                print(said(row), file=sys.stderr, flush=True)  # noqa: T201
+                typer.echo(said(row), err=True)
         rows += rows_of_pack
     return rows
 
