@@ -56,7 +56,7 @@ def test_every_pack_has_one_row_a_way(rows):
 
 def test_forms_and_numbers_of_messages_are_rows_of_their_own():
     request = SimpleNamespace(
-        splits=[(2, 1)], forms=["merged", "apart"], messages=[1, 2], awake=False, shape=Shape(3, 1, 8, "auto")
+        splits=[(2, 1)], forms=["merged", "apart"], messages=[1, 2], beside_copies=False, shape=Shape(3, 1, 8, "auto")
     )
     bench = SimpleNamespace(
         request=request, size=2, mesh=lone_mesh(), meshes={(2, 1): lone_mesh()}, device=torch.device("cpu")
@@ -116,8 +116,8 @@ def test_a_ratio_that_fell_is_named(measured):
         (["--nproc", 2, "--kernel", "flash_attn_4"], "flash_attn_4"),
         (["--nproc", 2, "--plot", "picture.txt"], "pip install|ends in .svg"),
         (["--split", "2x1", "--slow-link"], "--split, --slow-link: only with --nproc"),
-        (["--awake"], "--awake: only with --nproc"),
-        (["--nproc", 2, "--awake"], "--awake needs two GPUs"),
+        (["--beside-copies"], "--beside-copies: only with --nproc"),
+        (["--nproc", 2, "--beside-copies"], "--beside-copies needs two GPUs"),
     ],
 )
 def test_what_cannot_run_is_refused_before_a_rank_starts(hsap, monkeypatch, packs_file, words, said):
@@ -126,6 +126,20 @@ def test_what_cannot_run_is_refused_before_a_rank_starts(hsap, monkeypatch, pack
     code, out, err = hsap("bench", "attention", "--lengths", packs_file, *SIZES, *words)
     assert (code, out) == (2, "")
     assert any(part in err for part in said.split("|")), err
+
+
+@pytest.mark.parametrize(("reachable", "disabled"), [(False, "0"), (True, "1")])
+def test_copies_between_gpus_that_do_not_read_each_other_are_refused(
+    hsap, monkeypatch, packs_file, reachable, disabled
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.can_device_access_peer", lambda *_: reachable)
+    monkeypatch.setenv("NCCL_P2P_DISABLE", disabled)
+    words = ["--lengths", packs_file, *SIZES, "--nproc", 2, "--beside-copies"]
+    code, _, err = hsap("bench", "attention", *words)
+    assert code == 2
+    assert "--beside-copies needs two GPUs" in err
 
 
 def test_slots_alone_stand_beside_their_kernels(hsap, monkeypatch, packs_file):

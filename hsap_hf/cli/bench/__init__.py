@@ -57,8 +57,9 @@ def attention(
         list[int] | None,
         typer.Option(min=1, max=MOST_MESSAGES, help="Messages in which keys of others come; several."),
     ] = None,
-    awake: Annotated[
-        bool, typer.Option("--awake", help="Also the whole pack on each GPU beside small copies from its neighbour.")
+    beside_copies: Annotated[
+        bool,
+        typer.Option("--beside-copies", help="Also the whole pack on each GPU beside small copies from its neighbour."),
     ] = False,
     baseline: Annotated[
         Path | None, typer.Option(help="Earlier --json output: exit 1 where a ratio of ours fell by more than 3 %.")
@@ -78,7 +79,7 @@ def attention(
     shape = Shape(heads, kv_heads, head_dim, kernel)
     packs = _packs(lengths, pack, tokens)
     if nproc is None:
-        _refuse_without_ranks(split, slow_link, plot, trace, form, messages, awake, baseline)
+        _refuse_without_ranks(split, slow_link, plot, trace, form, messages, beside_copies, baseline)
         rows = _time_alone(packs, context_size, shape, repeats)
         typer.echo(json.dumps(rows)) if as_json else _table(rows)
         return
@@ -92,7 +93,7 @@ def attention(
         repeats=repeats,
         forms=form or ["merged"],
         messages=messages or None,
-        awake=awake,
+        beside_copies=beside_copies,
         trace_folder=None if trace is None else str(trace.absolute()),
     )
     rows = _time_ranks(request, nproc, slow_link, plot)
@@ -128,11 +129,11 @@ def _refuse_without_ranks(
     trace: Path | None,
     form: list[str] | None,
     messages: list[int] | None,
-    awake: bool,
+    beside_copies: bool,
     baseline: Path | None,
 ) -> None:
     options = {"--split": split, "--slow-link": slow_link, "--plot": plot, "--trace": trace, "--form": form}
-    options |= {"--messages": messages, "--awake": awake, "--baseline": baseline}
+    options |= {"--messages": messages, "--beside-copies": beside_copies, "--baseline": baseline}
     given = [name for name, value in options.items() if value]
     if given:
         raise ConfigError(f"{', '.join(given)}: only with --nproc N, which measures on N ranks.")

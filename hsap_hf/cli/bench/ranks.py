@@ -101,10 +101,10 @@ def _ways(bench: Bench, pack: WholePack) -> Iterator[tuple[str, str | None, Call
             yield name, f"{context}x{ulysses}", partial(hsap_way, pack, shape, mesh, form, count)
     if shape.heads % size == 0:
         yield "ulysses", f"1x{size}", partial(hsap_way, pack, shape, bench.meshes[1, size])
-    if bench.request.awake:
-        from hsap_hf.cli.bench.awake import awake_way  # on an interface of torch that may change
+    if bench.request.beside_copies:
+        from hsap_hf.cli.bench.beside_copies import beside_copies_way  # on an interface of torch that may change
 
-        yield "link awake", None, partial(awake_way, pack, cast(ProcessAxis, bench.mesh.group))
+        yield "whole pack beside copies", None, partial(beside_copies_way, pack, cast(ProcessAxis, bench.mesh.group))
     if missing_peer(bench.device, pack.kernel) is None:
         yield "ring zigzag", None, partial(zigzag_way, pack, rank, size)
         for stride in range(1, shape.kv_heads + 1):

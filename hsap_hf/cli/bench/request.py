@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,8 +30,8 @@ class Request:
     """Ways to attend what waits for keys, each a row of its own; see ways.FORMS."""
     messages: list[int] | None = None
     """Numbers of messages of an exchange, each a row of its own; None: what is predicted to be fastest."""
-    awake: bool = False
-    """Also the whole pack beside small copies over the link; see awake.awake_way."""
+    beside_copies: bool = False
+    """Also the whole pack beside small copies over the link; see beside_copies.beside_copies_way."""
     trace_folder: str | None = None
     """Where a profiler's trace of every way and rank goes."""
 
@@ -80,9 +81,9 @@ def _check(request: Request, ranks: int, slow_link: bool) -> None:
     if cuda and ranks > torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ConfigError(f"--nproc {ranks}: one rank a GPU, and there are {count}. Ask for at most {count}.")
-    if request.awake and (slow_link or not cuda or ranks < 2):
+    if request.beside_copies and (slow_link or not _read_each_other(ranks)):
         raise ConfigError(
-            "--awake needs two GPUs or more that read each other's memory, so neither CPUs nor --slow-link. "
+            "--beside-copies needs two GPUs or more that read each other's memory, so neither CPUs nor --slow-link. "
             "Leave it out."
         )
     if min(shape.heads, shape.kv_heads, shape.head_dim) < 1 or shape.heads % shape.kv_heads:
@@ -100,3 +101,12 @@ def _check(request: Request, ranks: int, slow_link: bool) -> None:
             compile_plan(lengths, context)
             if not lengths:
                 raise ConfigError(f"pack {name} has no document, so there is nothing to time.")
+
+
+def _read_each_other(ranks: int) -> bool:
+    """Whether every rank's GPU may read the memory of the next one's."""
+    import torch
+
+    if ranks < 2 or not torch.cuda.is_available() or os.environ.get("NCCL_P2P_DISABLE") == "1":
+        return False
+    return all(torch.cuda.can_device_access_peer(rank, (rank + 1) % ranks) for rank in range(ranks))

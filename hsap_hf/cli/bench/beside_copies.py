@@ -18,7 +18,7 @@ _BYTES = 2**20
 """With every call."""
 
 
-def awake_way(pack: WholePack, everyone: ProcessAxis) -> Way:
+def beside_copies_way(pack: WholePack, everyone: ProcessAxis) -> Way:
     """The whole pack on every rank, each by itself; a little of the next rank's memory is copied beside every call.
 
     Nobody waits for the copy, and a call has one however long it takes. Needs GPUs that may read each other's memory.
@@ -28,10 +28,12 @@ def awake_way(pack: WholePack, everyone: ProcessAxis) -> Way:
     memory = PeerMemory(_BYTES, device, everyone)
     here, side = torch.empty_like(memory.theirs), torch.cuda.Stream(device)
 
-    def awake(run: Callable[..., Any], *saved: Any) -> Any:
+    def beside_a_copy(run: Callable[..., Any], *saved: Any) -> Any:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             here.copy_(memory.theirs)
         return run(*saved)
 
-    return replace(whole, forward=partial(awake, whole.forward), backward=partial(awake, whole.backward))
+    return replace(
+        whole, forward=partial(beside_a_copy, whole.forward), backward=partial(beside_a_copy, whole.backward)
+    )
