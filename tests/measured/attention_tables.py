@@ -1,0 +1,139 @@
+"""What `hsap bench attention` wrote into docs/measured, as tables: a page of all, and a summary for performance.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from hsap_hf.cli.bench.table import way_label
+
+Row = dict[str, Any]
+
+EARLIER = "attention_2xh200_earlier"
+FILES = {
+    "attention_2xh200": (
+        "today's",
+        "2026-11-27, afternoon. Today's engine; every way ran for 0.8 s before it counted.",
+    ),
+    "attention_2xh200_before": (
+        "that morning's",
+        """2026-11-27, morning, on other H200s, also after 0.8 s. The exchange asked for 4 multiprocessors, not 8, rows
+that wait for keys could be attended apart, and `launch_ms` also hold what the host waited for a full queue.""",
+    ),
+    "attention_4xh200": (
+        "older",
+        "2026-11-27, without the 0.8 s, by an engine with 4 multiprocessors a neighbour.",
+    ),
+    "attention_2xh100": (
+        "older",
+        """2026-11-27, without the 0.8 s, by the engine before keys could come in several messages (between two GPUs
+they come in one still).""",
+    ),
+    EARLIER: (
+        "older",
+        """Before 2026-11-27, noon, on several machines, without the 0.8 s, so the order of ways is in these figures.
+Packs that were measured twice are there twice.""",
+    ),
+}
+"""In the order of the page: whose engine, and when and how it was measured."""
+
+_TOP = """<!-- Written by `pytest tests/measured --write-docs`; do not edit. -->
+# What was measured: attention
+
+The files of this folder that are called `attention_*.json` are what `hsap bench attention --nproc N --json` wrote (the
+commands are in [performance.md](../performance.md#attention)), here as tables. One layer's attention, bf16, medians,
+torch 2.11.0+cu130, flash-attn 4.0.0b36, 32 query and 8 key-value heads of 128.
+
+**Ideal** is the same kernel on one GPU with the whole pack, divided by the GPUs: ms, forward + backward. **hsap** is
+this package: its share of the ideal, and the slowest rank's ms; of the other ways only the share. **MiB** is what the
+rank that receives most received for ours, forward and backward: the plan's number, on every rank. The whole pack beside
+copies is no way to share a pack: [performance.md](../performance.md#where-the-rest-goes).
+
+In a file, a row also has every rank's times (`by_rank_ms`), every round's and rank's ideal (`ideals_ms`), the host's
+time to launch (`launch_ms`), the largest differences from the one GPU's result relative to its largest entry
+(`differences`), and, but for the H100s', what was received and planned.
+"""
+_WAYS = ("hsap", "ulysses", "ring llama3", "ring zigzag", "whole pack beside copies")
+_MIXES = ("one_long", "hybrid", "longtail", "all_short")
+
+
+def page(folder: Path) -> str:
+    """docs/measured/README.md."""
+    text = _TOP
+    for name, (_, note) in FILES.items():
+        rows = _rows(folder, name)
+        text += f"\n## {_gpus(rows[0])}: [{name}]({name}.json)\n\n{note}\n"
+        for (kernel, link), found in _groups(rows, lambda row: (row["kernel"], row["link"])):
+            text += f"\n### {kernel}, {link}\n\n{_table(found)}"
+    return text
+
+
+def summary(folder: Path) -> str:
+    """A line for every file but the earlier one, link, kernel and size: the share of the ideal of ours, in every split
+    and number of messages, and of the best other way."""
+    head = ["engine", "GPUs", "link", "kernel", "tokens", *_MIXES]
+    lines = [head, ["---"] * len(head)]
+    for name, (engine, _) in FILES.items():
+        groups = [] if name == EARLIER else _groups(_rows(folder, name), _terms)
+        for (link, kernel, size), rows in groups:
+            for way in sorted({way_label(row) for row in rows if row["way"].startswith("hsap")}):
+                shares = [_share(rows, f"{mix}_{size}", way) for mix in _MIXES]
+                gpus = f"[{_gpus(rows[0])}](measured/{name}.json)" + way.removeprefix("hsap")
+                lines.append([engine, gpus, link, kernel, size, *shares])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _rows(folder: Path, name: str) -> list[Row]:
+    """Those of ways that ran; `meeting` was an experiment."""
+    rows = json.loads((folder / f"{name}.json").read_text())
+    return [row for row in rows if row["ratio"] is not None and row["way"] != "meeting"]
+
+
+def _gpus(row: Row) -> str:
+    return f"{row['ranks']} {row['device'].removeprefix('NVIDIA ').split()[0]}s"
+
+
+def _terms(row: Row) -> tuple[str, str, str]:
+    link = "NVLink" if row["link"] == "nccl" else "23 GB/s"
+    return link, row["kernel"], row["pack"].rpartition("_")[2]
+
+
+def _share(rows: Iterable[Row], pack: str, way: str) -> str:
+    shares = {way_label(row): row["ratio"] for row in rows if row["pack"] == pack}
+    best = max(share for name, share in shares.items() if name.startswith(("ulysses", "ring")))
+    return f"**{shares[way]:.3f}** ({best:.3f})" if way in shares else ""
+
+
+def _groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[tuple[Any, list[Row]]]:
+    """Rows of one key, in the order in which keys first appear."""
+    found: dict[Any, list[Row]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return list(found.items())
+
+
+def _table(rows: list[Row]) -> str:
+    ways = sorted({way_label(row) for row in rows}, key=_place)
+    head = ["pack", "ideal", *ways, "MiB"]
+    lines = [head, ["---"] * len(head)]
+    for (pack, _), found in groupby(rows, lambda row: (row["pack"], row["ideal_forward_ms"])):
+        by_way = {way_label(row): row for row in found}
+        ours = next(row for way, row in by_way.items() if way.startswith("hsap"))
+        ideal = f"{ours['ideal_forward_ms']:.2f} + {ours['ideal_backward_ms']:.2f}"
+        received = f"{max(ours['received_bytes']) / 2**20:,.0f}"
+        lines.append([pack, ideal, *(_cell(way, by_way.get(way)) for way in ways), received])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _place(way: str) -> tuple[int, str]:
+    return next(at for at, name in enumerate(_WAYS) if way.startswith(name)), way
+
+
+def _cell(way: str, row: Row | None) -> str:
+    if row is None:
+        return ""
+    share = f"{row['ratio']:.3f}"
+    return f"**{share}** ({row['forward_ms']:.2f} + {row['backward_ms']:.2f})" if way.startswith("hsap") else share

@@ -1,0 +1,37 @@
+"""The tables of measured attention show what the files hold, and every one of them."""
+
+import json
+import re
+
+import pytest
+from attention_tables import FILES, page, summary
+
+SUMMARY = re.compile(r"(?<=<!-- attention: begin -->\n).*?(?=<!-- attention: end -->)", re.S)
+
+
+@pytest.fixture
+def docs(request):
+    return request.config.rootpath / "docs"
+
+
+def test_the_tables_are_current(request, docs):
+    folder = docs / "measured"
+    written = folder / "README.md", docs / "performance.md"
+    if request.config.getoption("--write-docs", default=False):
+        written[0].write_text(page(folder))
+        written[1].write_text(SUMMARY.sub(lambda _: summary(folder), written[1].read_text()))
+    assert {path.stem for path in folder.glob("attention_*.json")} == set(FILES)
+    old = "is old: run `pytest tests/measured --write-docs`"
+    assert written[0].read_text() == page(folder), f"docs/measured/README.md {old}"
+    assert SUMMARY.findall(written[1].read_text()) == [summary(folder)], f"docs/performance.md {old}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_byte_was_the_plans(docs, name):
+    rows = [row for row in json.loads((docs / "measured" / f"{name}.json").read_text()) if row["ratio"] is not None]
+    counted = [row for row in rows if row.get("planned_bytes") is not None]
+    assert [row["received_bytes"] for row in counted] == [row["planned_bytes"] for row in counted]
+    short = [row for row in rows if row["way"].startswith("hsap") and row["pack"].startswith("all_short")]
+    whole = [row["received_bytes"] for row in short if row["split"].endswith("x1")]
+    assert whole
+    assert not any(map(any, whole))
