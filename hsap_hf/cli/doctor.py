@@ -42,7 +42,9 @@ def doctor(
     dtype = "bfloat16" if device == "cuda" else "float32"
     for kernel in all_kernels():
         reason = kernel.missing(Scores(1.0), 128, 128, dtype, device)
-        table.add_row(f"kernel {kernel.name}", "ready" if reason is None else escape(f"no: {reason}"))
+        table.add_row(
+            f"kernel {kernel.name}", escape(f"ready, {kernel.version()}" if reason is None else f"no: {reason}")
+        )
     page.print(table)
     if calibrate is not None:
         _calibrate(calibrate, nproc)

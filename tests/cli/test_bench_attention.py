@@ -1,6 +1,8 @@
 """`hsap bench attention --nproc N` measures what is right, counts what travels, and says what is wrong."""
 
 import json
+from datetime import date, datetime, timedelta, timezone
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -95,6 +97,8 @@ def test_rows_say_what_they_were_measured_on(rows):
     for row in rows:
         assert (row["ranks"], row["device"], row["dtype"], row["link"]) == (2, "cpu", "float32", "gloo")
         assert (row["torch"], row["tokens"]) == (torch.__version__, sum(PACKS[row["pack"]]))
+        assert (row["kernel"], row["kernel_version"]) == ("sdpa", f"torch {version('torch')}")
+        assert timedelta(0) <= datetime.now(timezone.utc).date() - date.fromisoformat(row["date"]) <= timedelta(days=1)
 
 
 def test_a_ratio_that_fell_is_named(measured):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -75,6 +76,8 @@ class Kernel(ABC):
     """What divides the widths of heads that it takes."""
     package: ClassVar[str | None] = None
     """The module that must be importable; None: torch brings the kernel."""
+    distribution: ClassVar[str] = "torch"
+    """What brings it, as pip calls it."""
     install: ClassVar[str] = ""
 
     def missing(self, scores: Scores, head_dim: int, value_dim: int, dtype: str, device_type: str) -> str | None:
@@ -92,6 +95,13 @@ class Kernel(ABC):
         if self.max_head_dim is not None and widest > self.max_head_dim:
             return f"its heads are at most {self.max_head_dim} wide, not {widest}"
         return None
+
+    def version(self) -> str:
+        """What brings it and in which version, like "torch 2.11.0"."""
+        try:
+            return f"{self.distribution} {importlib.metadata.version(self.distribution)}"
+        except importlib.metadata.PackageNotFoundError:
+            return self.distribution
 
     def widths(self, head_dim: int, value_dim: int, group: int = 1) -> tuple[int, int]:
         """Widths of query and value heads as it computes them; group: query heads that share a key-value head."""

@@ -17,6 +17,7 @@ class FlashAttn2Kernel(Kernel):
     width_multiple = 8
     has_softcap = True
     package = "flash_attn_2_cuda"
+    distribution = "flash-attn"
     install = "pip install 'hsap-hf[gpu]'"
 
     def _forward(self, problem: Problem, into: Tensor | None) -> tuple[Tensor, Tensor]:

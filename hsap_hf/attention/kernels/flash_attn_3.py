@@ -25,6 +25,7 @@ class FlashAttn3Kernel(Kernel):
     width_multiple = 8
     has_softcap = True
     package = "flash_attn_3._C"
+    distribution = "flash-attn-3"
     install = "build the folder hopper of github.com/Dao-AILab/flash-attention"
 
     def missing(self, scores: Scores, head_dim: int, value_dim: int, dtype: str, device_type: str) -> str | None:

@@ -31,6 +31,7 @@ class FlashAttn4Kernel(Kernel):
     width_multiple = 32
     has_softcap = True
     package = "flash_attn.cute"
+    distribution = "flash-attn-4"
     install = "pip install --pre flash-attn-4"
 
     def widths(self, head_dim: int, value_dim: int, group: int = 1) -> tuple[int, int]:

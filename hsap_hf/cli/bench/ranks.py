@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from functools import partial
 from itertools import groupby, product
 from typing import Any, cast
@@ -36,6 +37,7 @@ def measure(request: Request, device: torch.device, ranks: int) -> list[dict[str
     meshes = {split: build_mesh(_plugin(*split), device.type) for split in dict.fromkeys(splits)}
     bench = Bench(request, device, meshes)
     constants = {
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "ranks": ranks,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
@@ -48,7 +50,8 @@ def measure(request: Request, device: torch.device, ranks: int) -> list[dict[str
     for name, lengths in request.packs.items():
         pack = draw_pack(lengths, request.shape, device)
         known = {"pack": name, "tokens": sum(lengths), "documents": len(lengths), **constants}
-        known |= {"kernel": pack.kernel.name, "dtype": str(pack.grad.dtype).removeprefix("torch.")}
+        known |= {"kernel": pack.kernel.name, "kernel_version": pack.kernel.version()}
+        known |= {"dtype": str(pack.grad.dtype).removeprefix("torch.")}
         rows_of_pack = [known | row for row in _measure_pack(bench, pack, name)]
         if bench.mesh.group.rank == 0:
             for row in rows_of_pack:  # minutes pass, and whoever stops it keeps what was measured
