@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -65,7 +66,7 @@ class HsapPlugin:
                         self.exchange_messages == "auto" or 1 <= self.exchange_messages <= MOST_MESSAGES,
                         f'1 to {MOST_MESSAGES}, or "auto"',
                     ),
-                    ("timeout_seconds", self.timeout_seconds > 0, "more than 0 seconds"),
+                    ("timeout_seconds", 0 < self.timeout_seconds < math.inf, "more than 0 seconds, and finite"),
                     ("max_tokens_per_rank", self.max_tokens_per_rank is None or self.max_tokens_per_rank >= 1, ">= 1"),
                 )
                 if not ok

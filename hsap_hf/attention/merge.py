@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_ROWS = 16_384
+"""Rows that are widened at a time."""
+
 
 def merge_rows(out: Tensor, lse: Tensor, rows: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
     """Fold a partial result for some rows into `out` [T, N, H] and `lse` [N, T], in place.
@@ -26,12 +29,16 @@ def merge_rows(out: Tensor, lse: Tensor, rows: Tensor, part_out: Tensor, part_ls
 
 
 def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
-    """Give every query one more key of score `sinks` [N] and value 0, once, after all partial results are merged."""
+    """Give every query one more key of score `sinks` [N] and value 0, once, after all partial results are merged.
+
+    `out` is changed in place.
+    """
     after = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
-    return (out * (lse - after).exp().transpose(0, 1)[..., None]).to(out.dtype), after
+    return out.mul_((lse - after).exp().transpose(0, 1)[..., None]), after
 
 
 def sink_grads(grad_out: Tensor, out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
     """[N]: the sink's weight is exp(sink - lse) and its value 0, so only the normalisation feels it."""
-    delta = (grad_out.to(lse.dtype) * out.to(lse.dtype)).sum(-1).transpose(0, 1)
+    pairs = zip(grad_out.split(_ROWS), out.split(_ROWS), strict=True)
+    delta = torch.cat([(grad.to(lse.dtype) * one.to(lse.dtype)).sum(-1) for grad, one in pairs]).transpose(0, 1)
     return -((sinks.to(lse.dtype)[:, None] - lse).exp() * delta).sum(1).to(sinks.dtype)

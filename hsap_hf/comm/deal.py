@@ -52,7 +52,7 @@ def compile_deal(
     """Tables of group rank `rank`. Documents are numbered by rank that brought them, then in the order of its row."""
     pieces, _ = plan.table
     doc, start, length = pieces[:, 0], pieces[:, 1], pieces[:, 2] - pieces[:, 1]
-    bounds = np.cumsum([n for slot in range(plan.context_size) for n in rank_rows(plan.tokens(slot), ulysses_size)])
+    bounds = np.cumsum([n for tokens in plan.slot_tokens for n in rank_rows(tokens, ulysses_size)])
 
     # All slots' rows form one axis. Its edges are those of the pieces and those between ranks.
     piece_at = offsets(length)

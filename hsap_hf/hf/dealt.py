@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -50,6 +51,8 @@ class DealtBatch:
 
     def call(self, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, scores: Scores) -> Call:
         """What `attend` needs for these heads and scores; compiled at the first layer that asks."""
+        if scores.window is not None and scores.window >= max(self.plan.lengths, default=0):
+            scores = replace(scores, window=None)  # it hides nothing, and full attention is cheaper to share
         key = (q_TNH.shape[1:], k_TGH.shape[1:], v_TGH.shape[1:], q_TNH.dtype, scores)
         if key not in self._calls:
             slot, device = self.mesh.context.rank, q_TNH.device

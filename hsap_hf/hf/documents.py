@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from hsap_hf.errors import PackError
 
 IGNORED_LABEL = -100
-_PER_TOKEN = frozenset({"input_ids", "attention_mask", "position_ids", "labels", "shift_labels", "seq_idx"})
+_DEALT = frozenset({"input_ids", "attention_mask", "position_ids", "labels", "shift_labels", "seq_idx"})
+_DEALT |= {"cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "num_items_in_batch"}
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,13 @@ def _refuse_unknown(batch: Mapping[str, Any], ids: Tensor) -> None:
         if value is not None and getattr(value, "shape", None) not in (ids.shape, row):
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise PackError(f"{name} has shape {got}; needs that of input_ids, {list(ids.shape)}.")
+    if batch.get("output_router_logits"):
+        raise PackError("output_router_logits adds a loss that is not a sum over tokens. Leave it out.")
     for name, value in batch.items():
-        if isinstance(value, Tensor) and value.shape == ids.shape and name not in _PER_TOKEN:
-            raise PackError(f"{name} has a value per token, which would stay behind when tokens are dealt. Drop it.")
+        if isinstance(value, Tensor) and value.dim() > 0 and name not in _DEALT:
+            raise PackError(
+                f"{name} {list(value.shape)} would stay behind when tokens are dealt to other ranks. Drop it."
+            )
 
 
 def _mask(mask: Any, ids: Tensor) -> Tensor | None:

@@ -16,7 +16,7 @@ from torch import nn
 import hsap_hf
 from hsap_hf.comm import HsapMesh, announce, build_mesh, device_type_of, join, last_words, share_heads, world_size
 from hsap_hf.config import HsapPlugin, launched_ranks
-from hsap_hf.errors import ConfigError
+from hsap_hf.errors import ConfigError, UnsupportedModelError
 from hsap_hf.hf.hooks import NUM_FACTS, Dealer
 from hsap_hf.hf.patch import AttentionPatch
 from hsap_hf.hf.strategies import refuse_strategies
@@ -151,7 +151,7 @@ def enable_hsap(model: nn.Module, plugin: HsapPlugin | None = None) -> HsapHandl
             plugin, got = None, type(plugin).__name__
             raise ConfigError(f"enable_hsap: plugin is a {got}, needs HsapPlugin(context_size=...) or None.")
         plugin = plugin or HsapPlugin.from_env()
-        shared = _check(base, plugin)
+        shared = _check(model, base, plugin)
     except Exception as problem:  # whatever it is, every rank of the job must hear of it
         error = problem
     settings = plugin or HsapPlugin()  # where none could be read there is an error to spread
@@ -160,7 +160,7 @@ def enable_hsap(model: nn.Module, plugin: HsapPlugin | None = None) -> HsapHandl
     return HsapHandle(model, plugin, build_mesh(plugin, device_type_of(base)) if shared else None)
 
 
-def _check(base: Any, plugin: HsapPlugin) -> bool:
+def _check(model: nn.Module, base: Any, plugin: HsapPlugin) -> bool:
     """Whether groups have more than one rank. Raises every reason why this model cannot be enabled in this job."""
     if _HANDLE in vars(base):
         raise ConfigError("HSAP is enabled on this model already. Call disable_hsap(model) first to change settings.")
@@ -172,6 +172,12 @@ def _check(base: Any, plugin: HsapPlugin) -> bool:
     if plugin.context_for(world_size()) * plugin.ulysses_size == 1:
         return False
     refuse_strategies(base)
+    for name, adapter in (getattr(model, "peft_config", None) or {}).items():
+        if getattr(adapter, "is_prompt_learning", False):
+            raise UnsupportedModelError(
+                f"adapter {name!r} ({type(adapter).__name__}) puts virtual tokens before every row, which belong to no "
+                f"document. Adapters that change weights (LoRA, DoRA) work."
+            )
     report = check_model_support(base)
     if report.note is not None:
         logging.getLogger("hsap_hf").warning("%s: %s", report.model_type, report.note)

@@ -20,9 +20,10 @@ from hsap_hf.errors import NonFiniteError, PackTooLargeError, RankMismatchError,
 from hsap_hf.hf.dealt import DealtBatch
 from hsap_hf.hf.documents import Brought, read_batch
 from hsap_hf.hf.interface import BATCH_KEY
-from hsap_hf.hf.outputs import brought_fields, brought_logits, brought_loss, rebuild
+from hsap_hf.hf.outputs import brought_fields, brought_logits, brought_loss, brought_loss_of, rebuild
 from hsap_hf.hf.patch import AttentionPatch
 from hsap_hf.hf.strategies import refuse_strategies
+from hsap_hf.hf.support import ROUTER_LOSS
 from hsap_hf.hf.weights import sampled_size
 from hsap_hf.planner import Plan, compile_plan
 
@@ -36,6 +37,10 @@ _UNDEALT = (
     "batch. A data collator must give them, as HsapDataCollator does. Where a trainer takes the labels away "
     "(label_smoothing_factor, compute_loss_func), leave that out; where it builds its own loss, see "
     "hsap_hf.prepare_trainer."
+)
+_NO_LOGITS = (
+    "evaluation gives the loss alone: logits belong to dealt tokens. Where compute_metrics or predict need them, set "
+    "HsapPlugin(return_logits='brought')."
 )
 _UNSUPERVISED = (
     "no label of this pack counts (all are -100): its loss and its gradients are 0. Where prompts are masked, look "
@@ -105,12 +110,20 @@ class Dealer:
         if self.plugin.debug and torch.is_grad_enabled() and loss is not None:
             self._check_finite(dealt, loss)
         if not torch.is_grad_enabled() and dealt.brought.has_labels:
-            loss = brought_loss(dealt, outputs.logits, _at_least_one(kwargs.get("num_items_in_batch")))
+            loss = self._evaluated(module, dealt, outputs.logits, _at_least_one(kwargs.get("num_items_in_batch")))
         if dealt.handed_out or self.plugin.return_logits == "dealt":
             logits = outputs.logits
         elif self.plugin.return_logits == "brought":
             logits = brought_logits(dealt, outputs.logits)
         return rebuild(outputs, loss, logits)
+
+    def _evaluated(self, module: Any, dealt: DealtBatch, logits: Tensor, num_items: Any) -> Any:
+        """The loss of what this rank brought."""
+        if self.plugin.return_logits == "none" and self.mesh.group.rank == 0 and not dealt.handed_out:
+            self._warn_once(_NO_LOGITS)
+        if "_loss_function" in vars(module):  # the user's own
+            return brought_loss_of(module.loss_function, dealt, logits, num_items, module.config.vocab_size)
+        return brought_loss(dealt, logits, num_items)
 
     def is_dealt(self, batch: dict[str, Any]) -> bool:
         """Whether a call with these arguments is shared with the group; all others take the stock attention."""
@@ -134,12 +147,15 @@ class Dealer:
         brought: Brought | None = None
         plan: Plan | None = None
         facts, weights = [0] * NUM_FACTS, 0.0
+        trains = torch.is_grad_enabled() and self.patch.model.training  # Trainer prepares evaluation with gradients on
         try:
             if not self.batches:
                 refuse_strategies(self.patch.model)  # accelerate may have been configured after enable_hsap
+            if getattr(self.patch.model.config, "output_router_logits", False):
+                raise UnsupportedModelError(ROUTER_LOSS)
             brought = read_batch(batch)
-            facts = [brought.num_supervised, int(torch.is_grad_enabled()), *_bits(batch.get("num_items_in_batch"))]
-            if self.trained_batches in _COMPARED and torch.is_grad_enabled():
+            facts = [brought.num_supervised, int(trains), *_bits(batch.get("num_items_in_batch"))]
+            if self.trained_batches in _COMPARED and trains:
                 weights = sampled_size(self.patch.model)
         except Exception as problem:  # whatever it is, every rank of the job must hear of it
             error = problem
@@ -168,9 +184,9 @@ class Dealer:
         )
         tokens = deal.to_slots(self.mesh.group, brought.tokens)
         self.plan, self.batches, self.dealt_tokens = plan, self.batches + 1, self.dealt_tokens + len(tokens)
-        self.trained_batches += torch.is_grad_enabled()
+        self.trained_batches += trains
         supervised = sum(fact[0] for fact in gathered.facts)
-        if not supervised and torch.is_grad_enabled():
+        if not supervised and trains:
             self._warn_once(_UNSUPERVISED)
         return DealtBatch(
             mesh=self.mesh,

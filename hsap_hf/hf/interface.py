@@ -103,6 +103,11 @@ def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
 def _stock(module: torch.nn.Module) -> Any:
     """The attention function this module would have used without HSAP."""
-    name = getattr(module, STOCK_ATTRIBUTE)
+    name = getattr(module, STOCK_ATTRIBUTE, None)
+    if name is None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} is no part of an enabled model, but was built from the configuration of one. "
+            f"Call its model's set_attn_implementation('sdpa')."
+        )
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,12 +35,29 @@ def brought_loss(batch: DealtBatch, logits: Tensor, num_items: Tensor | float | 
     return own.sum() / (max(1, batch.brought.num_supervised) if num_items is None else num_items)
 
 
+def brought_loss_of(function: Callable[..., Any], batch: DealtBatch, logits: Tensor, num_items: Any, size: int) -> Any:
+    """What a model's own `loss_function` makes of the logits of the samples this rank brought.
+
+    logits: [1, T, V] of the dealt tokens; size: of the vocabulary.
+    """
+    kept, labels = batch.brought.kept, batch.brought.tokens[:, 2]
+    rows, columns = batch.brought.shape
+    if kept is not None:
+        labels = labels.new_full((rows * columns,), IGNORED_LABEL).index_copy(0, kept, labels)
+    labels = labels.view(rows, columns)
+    given = {} if num_items is None else {"num_items_in_batch": num_items}
+    brought = brought_logits(batch, logits)
+    return function(logits=brought, labels=labels, vocab_size=size, shift_labels=labels, **given)
+
+
 def brought_logits(batch: DealtBatch, logits: Tensor) -> Tensor:
-    """Logits [1, T, V] of dealt tokens -> [B, C, V] in the order of the caller's batch; zeros at padding."""
-    own = batch.to_owners(logits[0].detach())
+    """Logits [1, T, V] of dealt tokens -> [B, C, V] in the order of the caller's batch; zeros at padding.
+
+    Gradients return to the ranks that computed them."""
+    own = _Returned.apply(logits[0], batch)
     rows, columns = batch.brought.shape
     if batch.brought.kept is not None:
-        own = own.new_zeros((rows * columns, own.shape[-1])).index_copy_(0, batch.brought.kept, own)
+        own = own.new_zeros((rows * columns, own.shape[-1])).index_copy(0, batch.brought.kept, own)
     return own.view(rows, columns, own.shape[-1])
 
 

@@ -27,6 +27,10 @@ from hsap_hf.hf.reduced import NotReducible, reduced_copy
 
 _NAME = "hsap_probe"
 _KEY = "hsap_probe_row"
+_UNKNOWN = (
+    "only its configuration was checked, so whether its tokens meet outside attention is not known: compare it once "
+    "with plain data parallelism (hsap verify)"
+)
 _TOKENS = 12
 """Three windows of the reduced copy."""
 _ROUNDING = 1e-9
@@ -80,7 +84,7 @@ def _probed(model: PreTrainedModel) -> Probe:
     try:
         small = reduced_copy(model)
     except NotReducible as reason:
-        return Probe(note=f"no tiny copy of it could be probed ({reason}); only its configuration was checked")
+        return Probe(note=f"no tiny copy of it could be probed ({reason}); {_UNKNOWN}")
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(1, small.config.vocab_size, (_TOKENS,), generator=draw)
     order = torch.randperm(_TOKENS, generator=draw)
@@ -89,9 +93,11 @@ def _probed(model: PreTrainedModel) -> Probe:
     with torch.no_grad(), torch.device("cpu"):
         try:
             small.set_attn_implementation("eager")  # some releases offer SDPA where it ignores a softcap
-            stock = small(**_row(ids, torch.arange(_TOKENS)))
+            batch = {"input_ids": ids[None], "labels": ids[None], "use_cache": False, "num_items_in_batch": 7}
+            stock = small(**batch, position_ids=torch.arange(_TOKENS)[None])
+            bare = small(**batch)
         except Exception as error:
-            return Probe(note=f"its tiny copy does not run ({error}); only its configuration was checked")
+            return Probe(note=f"its tiny copy does not run ({error}); {_UNKNOWN}")
         small.set_attn_implementation(_NAME)
         try:
             leak = _leak(small, ids)
@@ -99,6 +105,8 @@ def _probed(model: PreTrainedModel) -> Probe:
                 return Probe((leak,))
             row = Row(order)
             halves = [small(**_row(ids, order, half), **{_KEY: row}) for half in (order % 2 == 0, order % 2 == 1)]
+            if not _apart(stock.logits, bare.logits) <= _CLOSE:
+                return Probe(("without position_ids it counts positions from another number than 0.",))
             return _compared(stock, halves, row, 2 * small.config.num_hidden_layers)
         except HsapError as error:
             return Probe((str(error),))
@@ -191,12 +199,16 @@ def _traced(small: PreTrainedModel, batch: dict[str, Any], row: Row) -> dict[str
     return seen
 
 
+def _apart(stock: Tensor, other: Tensor) -> float:
+    return float((stock - other).abs().max() / stock.abs().max())
+
+
 def _compared(stock: Any, halves: list[Any], row: Row, expected_calls: int) -> Probe:
     """The verdict on the shuffled row, computed twice: each time half of the labels count."""
     if len(row.asked) < expected_calls:
         return Probe((f"{expected_calls // 2} layers asked for attention {len(row.asked) // 2} times only.",))
     back = row.order.argsort()
-    logits = float((stock.logits - halves[0].logits[:, back]).abs().max() / stock.logits.abs().max())
+    logits = _apart(stock.logits, halves[0].logits[:, back])
     loss = float(abs(stock.loss - halves[0].loss - halves[1].loss) / abs(stock.loss))
     softcaps = [scores.softcap for scores in row.asked if scores.softcap is not None]
     problems = []
@@ -208,7 +220,7 @@ def _compared(stock: Any, halves: list[Any], row: Row, expected_calls: int) -> P
     elif not loss <= _CLOSE:
         problems.append(
             f"its loss is not a sum over tokens that honours shift_labels and num_items_in_batch: two "
-            f"halves of the labels do not add up to the whole ({loss:.1e} apart). HSAP knows the causal language "
-            f"model loss (ForCausalLM)."
+            f"halves of the labels, shifted already, do not add up to the whole ({loss:.1e} apart). HSAP knows the "
+            f"causal language model loss (ForCausalLM)."
         )
     return Probe(tuple(problems), None, softcaps[0] if softcaps else None, row.has_sinks)

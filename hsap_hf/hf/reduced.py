@@ -55,6 +55,8 @@ def reduced_copy(model: PreTrainedModel) -> PreTrainedModel:
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             small = type(model)(config).double().eval()
+            if "_loss_function" in vars(model):  # the user's own
+                small.loss_function = model.loss_function
             small.set_experts_implementation("eager")  # the grouped products know no float64
             for weight in small.parameters():
                 weight.requires_grad_(False).add_(torch.randn_like(weight), alpha=0.1)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from types import MethodType
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hsap_hf.attention import Scores, all_kernels
 from hsap_hf.errors import ConfigError, UnsupportedModelError
@@ -19,6 +22,9 @@ TOKEN_LAYERS = frozenset({"dense", "sparse", "moe", "mlp"})
 """Layer types that compute every token alone."""
 CHOOSING_LAYERS = re.compile(r"chunked|indexed|sparse|compressed|window_attention|reference")
 """Layer types that attend to keys chosen in another way."""
+_KNOWN_HOMES = frozenset({"transformers", "hsap_hf", "accelerate", "peft", "liger_kernel", "kernels", "torch"})
+"""Packages that replace a function of a model without changing what it computes, or whose changes the probe sees."""
+ROUTER_LOSS = "output_router_logits adds a loss that is not a sum over tokens. Set config.output_router_logits=False."
 LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 """Rotary variants that look at the largest position of the row they are given."""
 
@@ -35,7 +41,7 @@ class ModelReport:
     softcap: float | None
     has_sinks: bool
     note: str | None
-    """Why the probe could not run; None where it ran and agreed."""
+    """What was not checked, and why; None where the probe ran and agreed."""
 
     def describe(self) -> str:
         """One line for the terminal."""
@@ -67,7 +73,8 @@ def check_model_support(model: Any) -> ModelReport:
     head_dim, value_dim = _head_dims(config)
     window = _known(config, "sliding_window") if "sliding_attention" in (_known(config, "layer_types") or ()) else None
     softcap = _known(config, "attn_logit_softcapping") or probe.softcap
-    return ModelReport(kind, head_dim, value_dim, window, softcap, probe.has_sinks, probe.note)
+    note = probe.note or _replaced_forwards(model)
+    return ModelReport(kind, head_dim, value_dim, window, softcap, probe.has_sinks, note)
 
 
 def check_kernel(report: ModelReport, kernel: str, dtype: str, device_type: str) -> None:
@@ -140,15 +147,47 @@ def _structure_problems(model: Any) -> Iterator[str]:
 
 def _setting_problems(model: Any) -> Iterator[str]:
     config = model.config
+    foreign = _foreign_attention(_known(config, "_attn_implementation"))
+    if foreign is not None:
+        yield (
+            f"its attention is {foreign}, a function that HSAP would replace. Where stock attention will do, call "
+            f"model.set_attn_implementation('sdpa') first."
+        )
     for rope in sorted(LENGTH_DEPENDENT_ROPE & set(_rope_types(getattr(config, "rope_parameters", None)))):
         yield f"rope_type {rope!r} depends on the longest position of a rank's row. default, linear, llama3, yarn work."
     if getattr(config, "output_router_logits", False):
-        yield "output_router_logits adds a loss that is not a sum over tokens. Set config.output_router_logits=False."
+        yield ROUTER_LOSS
     for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob"):
         if _known(config, name):
             yield f"{name}={_known(config, name)} is drawn per rank. Set config.{name}=0.0."
     if getattr(model, "loss_type", None) not in (None, "ForCausalLM"):
         yield f"its loss is {model.loss_type}; HSAP knows the causal language model loss (ForCausalLM)."
+
+
+def _foreign_attention(name: str | None) -> str | None:
+    """The module and name of an attention function that Transformers did not bring; None where it did, or a hub did."""
+    function = None if name is None or "/" in name else dict(ALL_ATTENTION_FUNCTIONS).get(name)
+    home = home_of(function)
+    return None if home is None or home.partition(".")[0] in _KNOWN_HOMES else f"{name!r} of {home}"
+
+
+def _replaced_forwards(model: Any) -> str | None:
+    """Which modules had their forward replaced by hand, which a copy built from the configuration does not have."""
+    names = {
+        type(module).__name__
+        for module in model.modules()
+        if (home_of(vars(module).get("forward")) or "torch").partition(".")[0] not in _KNOWN_HOMES
+    }
+    if not names:
+        return None
+    return f"{', '.join(sorted(names))}: the forward was replaced on the instance, and what it does was not checked"
+
+
+def home_of(function: Any) -> str | None:
+    """The module that defines a function, whatever it is wrapped in; None for None."""
+    while isinstance(function, partial | MethodType):
+        function = function.func if isinstance(function, partial) else function.__func__
+    return getattr(function, "__module__", None)
 
 
 def _rope_types(parameters: Any) -> Iterator[str]:

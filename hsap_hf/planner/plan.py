@@ -95,9 +95,17 @@ class Plan:
         traffic = exchanged(cut, self.context_size, ranks_per_node)
         return Load(tuple(tokens), tuple(pairs // 2 for pairs in work), tuple(pairs // 2 for pairs in own), traffic)
 
+    @cached_property
+    def slot_tokens(self) -> tuple[int, ...]:
+        """Tokens that every slot computes."""
+        pieces, per_slot = self.table
+        ends = np.concatenate([[0], np.cumsum(pieces[:, 2] - pieces[:, 1])])
+        last = np.cumsum(per_slot)
+        return tuple((ends[last] - ends[last - per_slot]).tolist())
+
     def tokens(self, slot: int) -> int:
         """Tokens that `slot` computes."""
-        return sum([stop - start for _, start, stop in self.slots[slot]])
+        return self.slot_tokens[slot]
 
     def work(self, slot: int) -> int:
         """Query-key pairs of the rows of `slot`: row p of a document sees p + 1 keys."""

@@ -68,6 +68,8 @@ class Kernel(ABC):
     """Where it runs; None: everywhere."""
     dtypes: ClassVar[frozenset[str] | None] = None
     """What it computes in; None: every floating type."""
+    min_capability: ClassVar[int] = 0
+    """Oldest GPU it runs on, as CUDA's major compute capability."""
     max_head_dim: ClassVar[int | None] = None
     has_softcap: ClassVar[bool] = False
     has_value_dim: ClassVar[bool] = False
@@ -87,6 +89,9 @@ class Kernel(ABC):
         problem = None if self.package is None else _not_loaded(self.package)
         if problem is not None:
             return f"{problem}: {self.install}"
+        major = _capability() if device_type == "cuda" else None
+        if major is not None and major < self.min_capability:
+            return f"it needs a GPU of compute capability {self.min_capability} or more, not {major}"
         if self.dtypes is not None and dtype not in self.dtypes:
             return f"it computes in {' or '.join(sorted(self.dtypes))}, not in {dtype}"
         if scores.softcap is not None and not self.has_softcap:
@@ -157,6 +162,11 @@ def _wider(x: Tensor, width: int) -> Tensor:
 def _cut(x: Tensor, width: int, into: Tensor | None) -> Tensor:
     """The adjoint, into a tensor of its own or the one given."""
     return x[..., :width].contiguous() if into is None else into.copy_(x[..., :width])
+
+
+def _capability() -> int | None:
+    """Major compute capability of the current GPU; None without one."""
+    return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else None
 
 
 HALF = frozenset({"bfloat16", "float16"})

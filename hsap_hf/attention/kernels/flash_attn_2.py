@@ -13,6 +13,7 @@ class FlashAttn2Kernel(Kernel):
     name = "flash_attn_2"
     device_type = "cuda"
     dtypes = HALF
+    min_capability = 8
     max_head_dim = 256
     width_multiple = 8
     has_softcap = True

@@ -14,6 +14,7 @@ class TorchFlashKernel(Kernel):
     name = "torch_flash"
     device_type = "cuda"
     dtypes = HALF
+    min_capability = 8
     max_head_dim = 256
     width_multiple = 8
 

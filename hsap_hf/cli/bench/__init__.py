@@ -68,16 +68,17 @@ def attention(
 ) -> None:
     """Attention, forward and backward, against the same kernel with the whole pack on one device, divided by the ranks.
 
-    Without --nproc: every slot alone on this one device, its exchange taken as free, beside nothing but its kernel's
-    calls. It shows what cutting, copying, merging and uneven times cost. With --nproc N: on N ranks, which the command
+    Without --nproc: every slot alone on this one device, its exchange taken as free; the time of its kernel calls alone
+    stands beside it. It shows what cutting, copying, merging and uneven times cost. With --nproc N: on N ranks, which the command
     starts, beside other ways to spread the pack; every result is first compared with the one device's, and every byte
     with the plan. 1 where they differ.
     """
-    from hsap_hf.cli.bench.request import Request, read_splits
+    from hsap_hf.cli.bench.request import Request, check_sizes, read_splits
     from hsap_hf.cli.bench.whole_pack import Shape
 
     shape = Shape(heads, kv_heads, head_dim, kernel)
     packs = _packs(lengths, pack, tokens)
+    check_sizes(shape, packs)
     if nproc is None:
         _refuse_without_ranks(split, slow_link, plot, trace, form, messages, beside_copies, baseline)
         rows = _time_alone(packs, context_size, shape, repeats)

@@ -60,6 +60,18 @@ def read_splits(texts: Sequence[str] | None, ranks: int) -> list[tuple[int, int]
     return list(dict.fromkeys(splits))
 
 
+def check_sizes(shape: Shape, packs: Mapping[str, Sequence[int]]) -> None:
+    """Raise ConfigError for heads that cannot be, and for a pack with nothing to time."""
+    if min(shape.heads, shape.kv_heads, shape.head_dim) < 1 or shape.heads % shape.kv_heads:
+        raise ConfigError(
+            f"--heads {shape.heads}, --kv-heads {shape.kv_heads}, --head-dim {shape.head_dim}: all at least 1, and "
+            f"query heads a multiple of key-value heads."
+        )
+    for name, lengths in packs.items():
+        if not sum(lengths):
+            raise ConfigError(f"pack {name} has no token, so there is nothing to time.")
+
+
 def measure(request: Request, ranks: int, *, slow_link: bool) -> list[dict[str, Any]]:
     """Start the ranks and return their rows. Raises ConfigError for what cannot run, before any rank starts."""
     _check(request, ranks, slow_link)
@@ -86,21 +98,14 @@ def _check(request: Request, ranks: int, slow_link: bool) -> None:
             "--beside-copies needs two GPUs or more that read each other's memory, so neither CPUs nor --slow-link. "
             "Leave it out."
         )
-    if min(shape.heads, shape.kv_heads, shape.head_dim) < 1 or shape.heads % shape.kv_heads:
-        raise ConfigError(
-            f"--heads {shape.heads}, --kv-heads {shape.kv_heads}, --head-dim {shape.head_dim}: all at least 1, and "
-            f"query heads a multiple of key-value heads."
-        )
     unknown = [form for form in request.forms if form not in FORMS]
     if unknown:
         raise ConfigError(f"--form {unknown[0]}: not one of {', '.join(FORMS)}.")
     bench_kernel(shape, torch.device("cuda" if cuda else "cpu"))
     for context, ulysses in request.splits:
         share_heads(shape.heads, shape.kv_heads, ulysses, torch.device("cpu"))
-        for name, lengths in request.packs.items():
+        for lengths in request.packs.values():
             compile_plan(lengths, context)
-            if not lengths:
-                raise ConfigError(f"pack {name} has no document, so there is nothing to time.")
 
 
 def _read_each_other(ranks: int) -> bool:
