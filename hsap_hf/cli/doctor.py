@@ -84,11 +84,13 @@ def _check(name: str) -> ModelReport:
     import torch
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
+    from hsap_hf.cli.terminal import check_model_folder
     from hsap_hf.errors import ConfigError
     from hsap_hf.hf import check_model_support
 
     if Path(name).suffix in (".yaml", ".yml"):
         raise ConfigError(f"{name}: the doctor looks at a model: a folder, a hub name or a model_type, not a recipe.")
+    check_model_folder(name)
     try:
         config = AutoConfig.for_model(name) if name in CONFIG_MAPPING else AutoConfig.from_pretrained(name)
         with torch.device("meta"):

@@ -23,3 +23,9 @@ def check_folder(path: Path, option: str) -> None:
     """Raise ConfigError where a file cannot be written because its folder is not there."""
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"{option} {path}: there is no folder {path.parent}. Make it, or name another file.")
+
+
+def check_model_folder(name: str) -> None:
+    """Raise ConfigError for a path without a folder, which would be taken for a model of the hub."""
+    if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+        raise ConfigError(f"{name}: no such folder. Name a model's folder, or a model of the hub.")

@@ -36,13 +36,13 @@ def verify(
     trust_remote_code: Trust = False,
 ) -> None:
     """Prove on your own model, without training, that a step with HSAP is the data-parallel step."""
+    from hsap_hf.cli.terminal import check_model_folder
     from hsap_hf.train.launch import quickstart_recipe
 
     flags = ["--verify", *(["--trust-remote-code"] if trust_remote_code else [])]
     if Path(subject).suffix in (".yaml", ".yml"):
         _run(Path(subject), overrides or [], nproc, flags)
-    if (subject.startswith((".", "/", "~")) or subject.count("/") > 1) and not Path(subject).is_dir():
-        raise ConfigError(f"{subject}: no such folder. Name a recipe file, a model's folder, or a model of the hub.")
+    check_model_folder(subject)
     model = [f"model.name_or_path={subject}", "model.config=null", "data.max_document_tokens=2048"]
     _run(quickstart_recipe(), [*model, "packing.pack_tokens=4096", *(overrides or [])], nproc, flags)
 

@@ -176,7 +176,8 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"tokenizer {name!r}: {str(error).splitlines()[0]}\n"
-            "Give a folder or hub name that holds a tokenizer, or leave data.tokenizer out."
+            "Set data.tokenizer to a folder or hub name that holds one; without it, a model's own folder must "
+            "(tokenizer.save_pretrained)."
         ) from error
 
 

@@ -107,6 +107,14 @@ def test_a_sink_takes_its_share_of_the_weight():
     torch.testing.assert_close(lse, torch.full((1, 1), 2.0).log())
 
 
+@pytest.mark.parametrize(("major", "chosen"), [(7, "dense"), (8, "torch_flash")])
+def test_flash_kernels_need_a_gpu_that_runs_them(monkeypatch, major, chosen):
+    monkeypatch.setattr("hsap_hf.attention.kernels.base._not_loaded", lambda package: "it is not installed")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 5))
+    assert choose_kernel("auto", Scores(1.0), 64, 64, "float16", "cuda").name == chosen
+
+
 def test_auto_takes_the_first_kernel_that_can():
     assert choose_kernel("auto", Scores(1.0), 64, 64, "float32", "cpu").name == "sdpa"
     assert choose_kernel("auto", Scores(1.0, softcap=50.0), 64, 64, "float32", "cpu").name == "dense"

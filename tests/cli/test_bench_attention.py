@@ -122,6 +122,8 @@ def test_a_ratio_that_fell_is_named(measured):
         (["--split", "2x1", "--slow-link"], "--split, --slow-link: only with --nproc"),
         (["--beside-copies"], "--beside-copies: only with --nproc"),
         (["--nproc", 2, "--beside-copies"], "--beside-copies needs two GPUs"),
+        (["-c", 2, "--heads", 3], "query heads a multiple of key-value heads"),
+        (["-c", 2, "--head-dim", 0], "all at least 1"),
     ],
 )
 def test_what_cannot_run_is_refused_before_a_rank_starts(hsap, monkeypatch, packs_file, words, said):

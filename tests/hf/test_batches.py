@@ -155,7 +155,10 @@ BAD = {
         "padding is trained on: a masked token has a next label",
     ),
     "a value per token that would stay behind": ({"input_ids": IDS, "weights": IDS}, "weights [2, 3] would stay"),
-    "a value per document that would stay behind": ({"input_ids": IDS, "weights": rows(1, 2)}, "weights [2] would stay"),
+    "a value per document that would stay behind": (
+        {"input_ids": IDS, "weights": rows(1, 2)},
+        "weights [2] would stay",
+    ),
     "a loss of the router": ({"input_ids": IDS, "output_router_logits": True}, "output_router_logits adds a loss"),
     "labels that are no tensor": ({"input_ids": IDS, "labels": [[1, 2, 3]]}, "labels has shape list; needs that of"),
     "no edges": ({**ONE_ROW, "cu_seqlens": rows([])}, "got 0 edges"),

@@ -32,6 +32,11 @@ def test_models_whose_tokens_meet_only_in_causal_attention_pass(model_type):
         ("llama4_text", {}, "chunked_attention"),
         ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic' depends on"),
         ("mixtral", {"output_router_logits": True}, "Set config.output_router_logits=False"),
+        (
+            "roberta",
+            {"is_decoder": True, "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0},
+            "without position_ids it counts positions from another number than 0",
+        ),
         ("llama", {"attention_dropout": 0.1}, "attention_dropout=0.1 is drawn per rank"),
     ],
 )

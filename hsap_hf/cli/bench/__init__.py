@@ -69,9 +69,9 @@ def attention(
     """Attention, forward and backward, against the same kernel with the whole pack on one device, divided by the ranks.
 
     Without --nproc: every slot alone on this one device, its exchange taken as free; the time of its kernel calls alone
-    stands beside it. It shows what cutting, copying, merging and uneven times cost. With --nproc N: on N ranks, which the command
-    starts, beside other ways to spread the pack; every result is first compared with the one device's, and every byte
-    with the plan. 1 where they differ.
+    stands beside it. It shows what cutting, copying, merging and uneven times cost. With --nproc N: on N ranks, which
+    the command starts, beside other ways to spread the pack; every result is first compared with the one device's, and
+    every byte with the plan. 1 where they differ.
     """
     from hsap_hf.cli.bench.request import Request, check_sizes, read_splits
     from hsap_hf.cli.bench.whole_pack import Shape

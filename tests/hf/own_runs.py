@@ -1,0 +1,102 @@
+"""Models that a user changed by hand, on one rank of the gloo pool."""
+
+import logging
+
+import torch
+import torch.distributed as dist
+from forward_runs import Said, enabled, mean_gradients, packed, padded, supervised
+from peft import PromptTuningConfig, get_peft_model
+from small import small_llama
+from torch.nn import functional as F
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from hsap_hf import HsapPlugin, enable_hsap
+from hsap_hf.errors import HsapError
+
+LENGTHS = [[30, 2], [1, 1], [64], [9, 17, 3]]
+
+
+def focal_loss(logits, labels, vocab_size, num_items_in_batch=None, shift_labels=None, **kwargs):
+    """A loss of a user's own: a sum over tokens that honours shift_labels and num_items_in_batch."""
+    if shift_labels is None:
+        shift_labels = F.pad(labels, (0, 1), value=-100)[..., 1:]
+    wanted = shift_labels.reshape(-1)
+    losses = F.cross_entropy(logits.float().view(-1, vocab_size), wanted, reduction="none")
+    count = (wanted != -100).sum() if num_items_in_batch is None else num_items_in_batch
+    return ((1 - (-losses).exp()) ** 2 * losses).sum() / count
+
+
+def own_loss(group, kind):
+    """Losses (HSAP, stock) of training, summed over the ranks, and of this rank's evaluation."""
+    me = dist.get_rank()
+    batch = packed(LENGTHS[me], me) if kind == "packed" else padded(LENGTHS[me], kind, me)
+    model = small_llama().eval()
+    model.loss_function = focal_loss
+    call = {name: value for name, value in batch.items() if name != "cu_seqlens"}
+    count = supervised(batch).clone()
+    dist.all_reduce(count)
+
+    def losses(inputs):
+        total = model(**inputs, num_items_in_batch=count).loss.detach().clone()
+        dist.all_reduce(total)
+        with torch.no_grad():
+            evaluated = model(**inputs, num_items_in_batch=count).loss
+        return float(total), float(evaluated)
+
+    with enabled(model, group):
+        ours = losses(batch)
+    return ours, losses({**call, "use_cache": False})
+
+
+def loss_of_logits(group, kind):
+    """Largest difference, relative to the largest entry, of gradients to which a term of the logits adds its own."""
+    me = dist.get_rank()
+    batch = packed(LENGTHS[me], me) if kind == "packed" else padded(LENGTHS[me], kind, me)
+    model = small_llama()
+    call = {name: value for name, value in batch.items() if name != "cu_seqlens"}
+    kept = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+
+    def gradients(inputs):
+        out = model(**inputs, num_items_in_batch=torch.tensor(100.0))
+        return mean_gradients(model, out.loss + 1e-2 * (out.logits.logsumexp(-1) ** 2 * kept).sum())
+
+    with enabled(model, group, return_logits="brought"):
+        ours = gradients(batch)
+    stock = gradients({**call, "use_cache": False})
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, stock, strict=True))
+
+
+def refused(what):
+    """The error of a change that HSAP does not follow."""
+    me = dist.get_rank()
+    batch = packed(LENGTHS[me], me)
+    try:
+        if what == "prompt":
+            peft = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+            enable_hsap(get_peft_model(small_llama(), peft), HsapPlugin(context_size=2))
+        elif what == "router":
+            sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2}
+            config = MixtralConfig(vocab_size=96, hidden_size=32, intermediate_size=32, num_hidden_layers=2, **sizes)
+            model = MixtralForCausalLM(config)
+            with enable_hsap(model, HsapPlugin(context_size=2)):
+                model.config.output_router_logits = True
+                model(**batch)
+        else:
+            model = small_llama()
+            with enable_hsap(model, HsapPlugin(context_size=2)):
+                type(model)(model.config)(batch["input_ids"])
+    except HsapError as error:
+        return str(error)
+
+
+def evaluations(wanted):
+    """What was said in two evaluations."""
+    me, said = dist.get_rank(), Said()
+    logger = logging.getLogger("hsap_hf")
+    logger.addHandler(said)
+    model = small_llama()
+    with enabled(model, (2, 1), return_logits=wanted), torch.no_grad():
+        for _ in range(2):
+            model(**packed(LENGTHS[me], me))
+    logger.removeHandler(said)
+    return said.texts
