@@ -15,30 +15,30 @@ Row = dict[str, Any]
 EARLIER = "attention_2xh200_earlier"
 FILES = {
     "attention_2xh200": (
-        "today's",
-        "2026-11-27, afternoon. Today's engine; every way ran for 0.8 s before it counted.",
+        "2026-11-27, afternoon",
+        "By the newest engine; every way ran for 0.8 s before it counted.",
     ),
     "attention_2xh200_before": (
-        "that morning's",
-        """2026-11-27, morning, on other H200s, also after 0.8 s. The exchange asked for 4 multiprocessors, not 8, rows
-that wait for keys could be attended apart, and `launch_ms` also hold what the host waited for a full queue.""",
+        "2026-11-27, morning",
+        """On other H200s, also after 0.8 s. The exchange asked for 4 multiprocessors, not 8, rows
+that wait for keys could be attended apart, and `launch_ms` also holds what the host waited for a full queue.""",
     ),
     "attention_4xh200": (
-        "older",
-        "2026-11-27, without the 0.8 s, by an engine with 4 multiprocessors a neighbour.",
+        "2026-11-27, not settled",
+        "Without the 0.8 s, by an engine with 4 multiprocessors a neighbour.",
     ),
     "attention_2xh100": (
-        "older",
-        """2026-11-27, without the 0.8 s, by the engine before keys could come in several messages (between two GPUs
+        "2026-11-27, not settled",
+        """Without the 0.8 s, by the engine before keys could come in several messages (between two GPUs
 they come in one still).""",
     ),
     EARLIER: (
-        "older",
-        """Before 2026-11-27, noon, on several machines, without the 0.8 s, so the order of ways is in these figures.
+        "before 2026-11-27, noon, not settled",
+        """On several machines, without the 0.8 s, so the order of ways is in these figures.
 Packs that were measured twice are there twice.""",
     ),
 }
-"""In the order of the page: whose engine, and when and how it was measured."""
+"""In the order of the page: when it was measured, and how."""
 
 _TOP = """<!-- Written by `pytest tests/measured --write-docs`; do not edit. -->
 # What was measured: attention
@@ -54,7 +54,10 @@ copies is no way to share a pack: [performance.md](../performance.md#where-the-r
 
 In a file, a row also has every rank's times (`by_rank_ms`), every round's and rank's ideal (`ideals_ms`), the host's
 time to launch (`launch_ms`), the largest differences from the one GPU's result relative to its largest entry
-(`differences`), and, but for the H100s', what was received and planned.
+(`differences`), what was received and, but for the H100s', what the plan says; ring-flash-attention's bytes are not
+counted. "nccl" is NVLink, "nccl without peer-to-peer" is `--slow-link` (`NCCL_P2P_DISABLE=1`, 23 GB/s). Rows called
+`meeting` in attention_2xh200_earlier are an experiment that the command no longer has; they are not shown. The other
+files of this folder belong to other parts of performance.md.
 """
 _WAYS = ("hsap", "ulysses", "ring llama3", "ring zigzag", "whole pack beside copies")
 _MIXES = ("one_long", "hybrid", "longtail", "all_short")
@@ -63,9 +66,9 @@ _MIXES = ("one_long", "hybrid", "longtail", "all_short")
 def page(folder: Path) -> str:
     """docs/measured/README.md."""
     text = _TOP
-    for name, (_, note) in FILES.items():
+    for name, (day, note) in FILES.items():
         rows = _rows(folder, name)
-        text += f"\n## {_gpus(rows[0])}: [{name}]({name}.json)\n\n{note}\n"
+        text += f"\n## {_gpus(rows[0])}: [{name}]({name}.json)\n\n{day[0].upper() + day[1:]}. {note}\n"
         for (kernel, link), found in _groups(rows, lambda row: (row["kernel"], row["link"])):
             text += f"\n### {kernel}, {link}\n\n{_table(found)}"
     return text
@@ -74,15 +77,15 @@ def page(folder: Path) -> str:
 def summary(folder: Path) -> str:
     """A line for every file but the earlier one, link, kernel and size: the share of the ideal of ours, in every split
     and number of messages, and of the best other way."""
-    head = ["engine", "GPUs", "link", "kernel", "tokens", *_MIXES]
+    head = ["day", "GPUs", "link", "kernel", "tokens", *_MIXES]
     lines = [head, ["---"] * len(head)]
-    for name, (engine, _) in FILES.items():
+    for name, (day, _) in FILES.items():
         groups = [] if name == EARLIER else _groups(_rows(folder, name), _terms)
         for (link, kernel, size), rows in groups:
             for way in sorted({way_label(row) for row in rows if row["way"].startswith("hsap")}):
                 shares = [_share(rows, f"{mix}_{size}", way) for mix in _MIXES]
                 gpus = f"[{_gpus(rows[0])}](measured/{name}.json)" + way.removeprefix("hsap")
-                lines.append([engine, gpus, link, kernel, size, *shares])
+                lines.append([day, gpus, link, kernel, size, *shares])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
