@@ -33,6 +33,17 @@ def autocast_losses():
     return losses
 
 
+def trained_batches():
+    """Counted after a batch of evaluation, dealt with gradients on as `prepare_trainer` does, and one of training."""
+    counts, model = [], small_llama()
+    with enable_hsap(model, HsapPlugin(context_size=2)) as handle:
+        for training in (False, True):
+            model.train(training)
+            handle.dealer.deal(packed([9]))
+            counts.append(handle.dealer.trained_batches)
+    return counts
+
+
 def counts_of_single_ranks():
     """The error where every rank divides by a count of its own."""
     with enable_hsap(small_llama(), HsapPlugin(context_size=2)) as handle:

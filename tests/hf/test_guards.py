@@ -15,6 +15,10 @@ def test_ranks_that_divide_by_counts_of_their_own_are_refused(gloo):
         assert "average_tokens_across_devices=True" in text
 
 
+def test_evaluation_does_not_count_as_training(gloo):
+    assert gloo.run("guard_runs:trained_batches") == [[0, 1]] * 4
+
+
 def test_a_training_forward_without_labels_is_said_once(gloo):
     for said in gloo.run("guard_runs:training_without_labels"):
         assert len(said) == 1

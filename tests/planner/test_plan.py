@@ -126,3 +126,10 @@ def test_the_json_object_has_the_agreed_keys() -> None:
 def test_a_broken_plan_is_named(slots: tuple[tuple[Piece, ...], ...], law: str) -> None:
     with pytest.raises(PlanError, match=law):
         check_plan(Plan((4,), 2, slots))
+
+
+@pytest.mark.parametrize(("lengths", "slots"), [([97, 4000, 3, 3, 900, 12], 5), ([2], 4), ([], 3), ([7] * 40, 3)])
+def test_tokens_of_slots_are_those_of_their_pieces(lengths, slots):
+    plan = compile_plan(lengths, slots)
+    assert plan.slot_tokens == tuple(sum(stop - start for _, start, stop in pieces) for pieces in plan.slots)
+    assert sum(plan.slot_tokens) == sum(lengths)
