@@ -5,6 +5,7 @@ Shape suffixes: T tokens of this rank, S rows of its slot, R borrowed rows, N qu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,7 @@ def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Te
     k, v = (x.contiguous() for x in _scatter_pair(call, k_TGH, v_TGH))
     borrowed, arriving = fetch_keys(k, v, exchange, call.context)
     results = None
-    if local is None or len(local.rows) < len(q):  # else the local part's results are those of the slot
+    if not _is_all(local, len(q)):  # else the local part's results are those of the slot
         lse_dtype = torch.promote_types(q.dtype, torch.float32)
         results = q.new_empty((*q.shape[:2], v.shape[-1])), q.new_empty((q.shape[1], len(q)), dtype=lse_dtype)
     lane = Lane(q.device, idle=exchange.silent)
@@ -89,11 +90,11 @@ def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Te
             for part, gather in remote.calls:
                 problem = _problem(call, part, q, *_far_keys(gather, (k, v), theirs))
                 if call.tables.apart:
-                    _settle(part, out, lse, *call.kernel.forward(problem, part.room(out)))
+                    _attend_into(call, part, problem, out, lse)
                 else:
                     far = call.kernel.forward(problem)
                     lane.follow()  # the local part's results are merged with
-                    merge_rows(out, lse, part.rows, *far)
+                    merge_rows(part.take(out), part.take(lse, 1), *far)
     lane.join()
 
     sinks = None if sinks_N is None else sinks_N.unflatten(0, (call.ulysses.size, -1))[call.ulysses.rank]
@@ -113,7 +114,7 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
     assert borrowed is not None
     grad_out = scatter_heads(grad_TNH, call.rows, call.ulysses).contiguous()
     grads = None
-    if local is None or len(local.rows) < len(q):  # else the local part's gradients are those of the slot
+    if not _is_all(local, len(q)):  # else the local part's gradients are those of the slot
         grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     lane = Lane(q.device, idle=exchange.silent)
     # On a GPU the lane overtakes what was launched before it; elsewhere the first to run decides what travels beside
@@ -128,7 +129,7 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
     lane.join()
     grad_q, grad_k, grad_v = local_grads
     for part, far_q in far_grads:
-        part.add_to(grad_q, far_q)
+        part.take(grad_q).add_(far_q)  # one rounding a row
     _await(returning)
     if not exchange.silent:
         sent = grad_k[: exchange.returns_stop], grad_v[: exchange.returns_stop]
@@ -149,32 +150,24 @@ def _forward_local(
     call: Call, q: Tensor, k: Tensor, v: Tensor, results: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     """Output and lse of the whole slot: `results` with the local rows written, or new ones where all rows are local."""
-    local = call.tables.local
-    if local is None:
-        assert results is not None
-        return results
-    problem = _problem(call, local, q, local.take(k), local.take(v))
+    problems = [_problem(call, part, q, part.take(k), part.take(v)) for part in call.tables.local]
     if results is None:
-        return call.kernel.forward(problem)
-    _settle(local, *results, *call.kernel.forward(problem, local.room(results[0])))
+        return call.kernel.forward(problems[0])
+    for part, problem in zip(call.tables.local, problems, strict=True):
+        _attend_into(call, part, problem, *results)
     return results
 
 
 def _backward_local(call: Call, saved: Saved, grad_out: Tensor, grads: Grads | None) -> Grads:
     """Gradients of the whole slot: `grads` with the local rows written, or new ones where all rows are local."""
-    (q, k, v, _, out, lse, _), local = saved, call.tables.local
-    if local is None:
-        assert grads is not None
-        return grads
-    problem = _problem(call, local, q, local.take(k), local.take(v))
-    result = local.take(grad_out), local.take(out), local.take(lse, 1)
-    if grads is None:
-        return call.kernel.backward(problem, *result)
-    rooms = local.room(grads[0]), local.room(grads[1]), local.room(grads[2])
-    parts = call.kernel.backward(problem, *result, rooms)
-    if local.run is None:
-        for total, part in zip(grads, parts, strict=True):
-            local.write(total, part)
+    q, k, v, _, out, lse, _ = saved
+    for part in call.tables.local:
+        problem = _problem(call, part, q, part.take(k), part.take(v))
+        result = part.take(grad_out), part.take(out), part.take(lse, 1)
+        if grads is None:
+            return call.kernel.backward(problem, *result)
+        call.kernel.backward(problem, *result, (part.take(grads[0]), part.take(grads[1]), part.take(grads[2])))
+    assert grads is not None
     return grads
 
 
@@ -201,8 +194,7 @@ def _backward_remotes(
             returning.append(return_key_grads(grad_borrowed, home, message, call.context))
         for (part, _), far_q in zip(remote.calls, found, strict=True):
             if far_q is not None:
-                assert part.run is not None
-                _, total = far_grads.setdefault((part.run.start, part.run.stop), (part, far_q))
+                _, total = far_grads.setdefault((part.start, part.stop), (part, far_q))
                 if total is not far_q:
                     total += far_q
     return returning, home, list(far_grads.values())
@@ -226,7 +218,7 @@ def _backward_remote(
     """
     q, k, v, _, out, lse, _ = saved
     result = part.take(grad_out), part.take(out), part.take(lse, 1)
-    room = part.room(grads[0]) if grads is not None else None
+    room = part.take(grads[0]) if grads is not None else None
     problem = _problem(call, part, q, *_far_keys(gather, (k, v), theirs))
     far_q, *far_kv = call.kernel.backward(problem, *result, (room, None, None))
     far_pair = far_kv[0], far_kv[1]
@@ -234,8 +226,6 @@ def _backward_remote(
     if grads is None:
         return far_q
     sum_rows((grads[1][: gather.own_stop], grads[2][: gather.own_stop]), far_pair, gather.sums, add=False)
-    if room is None:
-        part.write(grads[0], far_q)
     return None
 
 
@@ -244,11 +234,15 @@ def _await(messages: list[Pending]) -> None:
         message.wait()
 
 
-def _settle(part: Part, out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
-    """A part's result is that of its rows. Where these are neighbours, as our planner has them, the output is there."""
-    if part.run is None:
-        part.write(out, part_out)
-    part.write(lse, part_lse, 1)
+def _is_all(parts: Sequence[Part], rows: int) -> bool:
+    """Whether one part is all rows of the slot."""
+    return [(part.start, part.stop) for part in parts] == [(0, rows)]
+
+
+def _attend_into(call: Call, part: Part, problem: Problem, out: Tensor, lse: Tensor) -> None:
+    """A part's result is that of its rows; the output is written in place."""
+    _, part_lse = call.kernel.forward(problem, part.take(out))
+    part.take(lse, 1).copy_(part_lse)
 
 
 def _far_keys(gather: Gather, own: Pair, theirs: Pair) -> Pair:

@@ -9,22 +9,19 @@ _ROWS = 16_384
 """Rows that are widened at a time."""
 
 
-def merge_rows(out: Tensor, lse: Tensor, rows: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
-    """Fold a partial result for some rows into `out` [T, N, H] and `lse` [N, T], in place.
+def merge_rows(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
+    """Fold a partial result into that of the same rows, `out` [R, N, H] and `lse` [N, R], in place.
 
-    rows: [R], distinct; part_out: [R, N, H]; part_lse: [N, R]. A row of `out` that saw no key yet has lse = -inf and
-    counts for nothing; a part has always seen a key.
+    A row of `out` that saw no key yet has lse = -inf and counts for nothing; a part has always seen a key.
     """
     if out.is_cuda:
         from hsap_hf.attention.merge_triton import merge_rows_triton
 
-        return merge_rows_triton(out, lse, rows, part_out, part_lse)
-    before = lse.index_select(1, rows)
-    after = torch.logaddexp(before, part_lse)
-    old, new = ((x - after).exp().transpose(0, 1)[..., None] for x in (before, part_lse))
-    merged = out.index_select(0, rows) * old + part_out * new
-    out.index_copy_(0, rows, merged.to(out.dtype))
-    lse.index_copy_(1, rows, after)
+        return merge_rows_triton(out, lse, part_out, part_lse)
+    after = torch.logaddexp(lse, part_lse)
+    old, new = ((x - after).exp().transpose(0, 1)[..., None] for x in (lse, part_lse))
+    out.copy_(out * old + part_out * new)
+    lse.copy_(after)
     return None
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 _ROWS = 32
 
 
-def merge_rows_triton(out: Tensor, lse: Tensor, rows: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
-    """In place on `out` [T, N, H] and `lse` [N, T]."""
+def merge_rows_triton(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
+    """In place on `out` [R, N, H] and `lse` [N, R]."""
     count, heads, width = part_out.shape
     assert out.is_contiguous()
     assert part_out.is_contiguous()
@@ -19,7 +19,6 @@ def merge_rows_triton(out: Tensor, lse: Tensor, rows: Tensor, part_out: Tensor, 
     _merge_rows[(triton.cdiv(count, _ROWS), heads)](
         out,
         lse,
-        rows,
         part_out,
         part_lse,
         count,
@@ -37,7 +36,6 @@ def merge_rows_triton(out: Tensor, lse: Tensor, rows: Tensor, part_out: Tensor, 
 def _merge_rows(  # type: ignore[no-untyped-def]
     out,
     lse,
-    rows,
     part_out,
     part_lse,
     count,
@@ -51,19 +49,17 @@ def _merge_rows(  # type: ignore[no-untyped-def]
     head = tl.program_id(1)
     number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = number < count
-    row = tl.load(rows + number, mask=there, other=0)
-    before = tl.load(lse + head * lse_stride + row, mask=there, other=0.0)
+    before = tl.load(lse + head * lse_stride + number, mask=there, other=0.0)
     part = tl.load(part_lse + head * part_lse_stride + number, mask=there, other=0.0)
     # A part has seen a key, so the larger of the two is finite.
     high = tl.maximum(before, part)
     after = high + tl.log(tl.exp(before - high) + tl.exp(part - high))
     column = tl.arange(0, WIDTH)
     inside = there[:, None] & (column < width)[None, :]
-    at = (row[:, None] * heads + head) * width + column[None, :]
-    part_at = (number.to(tl.int64)[:, None] * heads + head) * width + column[None, :]
+    at = (number.to(tl.int64)[:, None] * heads + head) * width + column[None, :]
     wide: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
     old = tl.load(out + at, mask=inside, other=0.0).to(wide)
-    new = tl.load(part_out + part_at, mask=inside, other=0.0).to(wide)
+    new = tl.load(part_out + at, mask=inside, other=0.0).to(wide)
     merged = old * tl.exp(before - after)[:, None] + new * tl.exp(part - after)[:, None]
     tl.store(out + at, merged.to(out.dtype.element_ty), mask=inside)
-    tl.store(lse + head * lse_stride + row, after, mask=there)
+    tl.store(lse + head * lse_stride + number, after, mask=there)

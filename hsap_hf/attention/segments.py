@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -43,38 +44,17 @@ class Segments:
 
 @dataclass(frozen=True)
 class Part:
-    """One varlen call: some rows of the slot against some keys."""
+    """One varlen call: neighbouring rows of the slot against some keys, attended in place."""
 
     segments: Segments
-    rows: Tensor
-    """The slot's rows that ask, ascending."""
-    run: slice | None
-    """The same as one run of neighbours, where they are: then they are attended in place."""
+    start: int
+    stop: int
+    """Of the slot's rows that ask."""
     causal: bool
 
     def take(self, x: Tensor, dim: int = 0) -> Tensor:
-        """The rows of `x` this part asks for; a view where they are neighbours."""
-        if self.run is None:
-            return x.index_select(dim, self.rows)
-        return x.narrow(dim, self.run.start, self.run.stop - self.run.start)
-
-    def room(self, total: Tensor) -> Tensor | None:
-        """Where a kernel may write these rows of `total` itself: a view; None where they are no neighbours."""
-        return None if self.run is None else self.take(total)
-
-    def write(self, total: Tensor, part: Tensor, dim: int = 0) -> None:
-        """Make `part` these rows of `total`."""
-        if self.run is None:
-            total.index_copy_(dim, self.rows, part)
-        else:
-            self.take(total, dim).copy_(part)
-
-    def add_to(self, total: Tensor, part: Tensor) -> None:
-        """Add `part` to these rows of `total`, in place; one rounding a row."""
-        if self.run is None:
-            total.index_copy_(0, self.rows, total.index_select(0, self.rows) + part)
-        else:
-            total[self.run] += part
+        """These rows of `x`, as a view."""
+        return x.narrow(dim, self.start, self.stop - self.start)
 
 
 @dataclass(frozen=True)
@@ -93,22 +73,15 @@ class Gather:
 
 
 def make_part(
-    q_lengths: list[int],
-    k_lengths: list[int],
-    spans: list[tuple[int, int]],
-    causal: bool,
-    device: torch.device,
+    start: int, q_lengths: Sequence[int], k_lengths: Sequence[int], causal: bool, device: torch.device
 ) -> Part:
-    """spans: (first row of the slot, rows) of every segment's queries."""
+    """A part whose segments follow each other from row `start` of the slot on."""
     cu_q, cu_k = (
         index_tensor(np.concatenate([[0], np.cumsum(lengths)]), device).to(torch.int32)
         for lengths in (q_lengths, k_lengths)
     )
-    starts, lengths = np.array(spans, dtype=np.int64).T
-    first, stop = int(starts[0]), int(starts[-1] + lengths[-1])
-    run = slice(first, stop) if stop - first == lengths.sum() else None
     segments = Segments(tuple(q_lengths), tuple(k_lengths), cu_q, cu_k)
-    return Part(segments, index_tensor(span_rows(starts, lengths), device), run, causal)
+    return Part(segments, start, start + sum(q_lengths), causal)
 
 
 def make_gather(sources: list[tuple[bool, int, int]], own: int, borrowed: int, device: torch.device) -> Gather:

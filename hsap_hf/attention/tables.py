@@ -26,8 +26,7 @@ class Remote:
     borrowed: slice
     """The rows they bring."""
     calls: tuple[tuple[Part, Gather], ...]
-    """Rows of cut documents against borrowed keys: one call for each run of neighbours, so that all are attended in
-    place. No two need the same keys."""
+    """Rows of cut documents against borrowed keys, one call for each run of neighbours. No two need the same keys."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class SlotTables:
     """
 
     exchange: Exchange
-    local: Part | None
-    """The slot's rows against its own keys; needs nothing from others."""
+    local: tuple[Part, ...]
+    """The slot's rows against its own keys, which needs nothing from others: one call for each run of neighbours."""
     remotes: tuple[Remote, ...]
     """Every message belongs to one of them."""
     apart: bool
@@ -79,17 +78,16 @@ def compile_tables(
     pieces = plan.slots[slot]
     own = _by_document([(piece, row) for piece, row in zip(pieces, _rows_of(pieces), strict=True)])
     waiting = {fetch.doc for fetch in exchange.fetched} if apart else set()
-    local_spans = [
-        (mine[0][1], sum(piece.stop - piece.start for piece, _ in mine))
+    local = [
+        _Segment(mine[0][1], sum(piece.stop - piece.start for piece, _ in mine))
         for doc, mine in own.items()
         if doc not in waiting
     ]
-    lengths = [length for _, length in local_spans]
     count = len(exchange.messages)
     together = [slice(0, count)] if apart and count else [slice(number, number + 1) for number in range(count)]
     return SlotTables(
         exchange=exchange,
-        local=make_part(lengths, lengths, local_spans, True, device) if lengths else None,
+        local=tuple(_part(run, [segment.length for segment in run], True, device) for run in _runs(local)),
         remotes=tuple(
             _remote(exchange, messages, own, window, apart, plan.tokens(slot), device) for messages in together
         ),
@@ -124,21 +122,23 @@ def _remote(
                 sources = [(is_own, at, length) for _, is_own, at, length in keys]
                 segments.append(_Segment(row, piece.stop - piece.start, sources))
     calls = []
-    for run in [segments] if apart and segments else _runs(segments):
-        spans = [(segment.row, segment.length) for segment in run]
-        key_lengths = [sum(length for *_, length in segment.sources) for segment in run]
-        part = make_part([length for _, length in spans], key_lengths, spans, apart, device)
+    for run in _runs(segments):
+        part = _part(run, [sum(length for *_, length in segment.sources) for segment in run], apart, device)
         sources = [source for segment in run for source in segment.sources]
         calls.append((part, make_gather(sources, tokens, place.stop - place.start, device)))
     return Remote(messages, place, tuple(calls))
 
 
 class _Segment(NamedTuple):
-    """Rows of the slot that ask, and (is own, row in its source, length) of every run of keys they need."""
+    """Rows of the slot that ask, and (is own, row in its source, length) of every run of keys of a remote call."""
 
     row: int
     length: int
-    sources: list[tuple[bool, int, int]]
+    sources: Sequence[tuple[bool, int, int]] = ()
+
+
+def _part(run: list[_Segment], key_lengths: list[int], causal: bool, device: torch.device) -> Part:
+    return make_part(run[0].row, [segment.length for segment in run], key_lengths, causal, device)
 
 
 def _runs(segments: list[_Segment]) -> Iterator[list[_Segment]]:

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from hsap_hf.errors import PackError
 
 IGNORED_LABEL = -100
-_DEALT = frozenset({"input_ids", "attention_mask", "position_ids", "labels", "shift_labels", "seq_idx"})
-_DEALT |= {"cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "num_items_in_batch"}
+_PER_TOKEN = ("input_ids", "attention_mask", "position_ids", "labels", "shift_labels", "seq_idx")
+_PER_PACK = ("cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "num_items_in_batch")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _refuse_unknown(batch: Mapping[str, Any], ids: Tensor) -> None:
     if batch.get("output_router_logits"):
         raise PackError("output_router_logits adds a loss that is not a sum over tokens. Leave it out.")
     for name, value in batch.items():
-        if isinstance(value, Tensor) and value.dim() > 0 and name not in _DEALT:
+        if isinstance(value, Tensor) and value.dim() > 0 and name not in _PER_TOKEN + _PER_PACK:
             raise PackError(
                 f"{name} {list(value.shape)} would stay behind when tokens are dealt to other ranks. Drop it."
             )
