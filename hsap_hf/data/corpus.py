@@ -176,7 +176,7 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"tokenizer {name!r}: {str(error).splitlines()[0]}\n"
-            "Set data.tokenizer to a folder or hub name that holds one; without it, a model's own folder must "
+            "Set data.tokenizer to a folder or hub name that holds one; without it, a model's own folder must hold it "
             "(tokenizer.save_pretrained)."
         ) from error
 

@@ -152,7 +152,7 @@ def test_sources_that_cannot_be_read_are_refused_with_a_way_out(tmp_path, monkey
         (str(tmp_path / "nothing.jsonl"), {}, "It is there and cannot be read"),
         ("nobody/nothing", {}, "Give an existing file or folder, the name of a hub data set you can reach"),
         ("stdlib", {"vocab_size": 100}, "vocab_size is 100; a byte-level vocabulary starts with 256 bytes and 2"),
-        ("stdlib", {"tokenizer": str(tmp_path / "empty")}, "Give a folder or hub name that holds a tokenizer"),
+        ("stdlib", {"tokenizer": str(tmp_path / "empty")}, "Set data.tokenizer to a folder or hub name that holds one"),
     ]:
         with pytest.raises(ConfigError) as error:
             corpus.load_documents(source, **options)
