@@ -151,7 +151,7 @@ class Dealer:
         try:
             if not self.batches:
                 refuse_strategies(self.patch.model)  # accelerate may have been configured after enable_hsap
-            if getattr(self.patch.model.config, "output_router_logits", False):
+            if any(getattr(config, "output_router_logits", False) for config in self.patch.configs()):
                 raise UnsupportedModelError(ROUTER_LOSS)
             brought = read_batch(batch)
             facts = [brought.num_supervised, int(trains), *_bits(batch.get("num_items_in_batch"))]

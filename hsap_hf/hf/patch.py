@@ -49,6 +49,10 @@ class AttentionPatch:
             self.undo()
             raise UnsupportedModelError(f"{type(self.model).__name__} does not let its attention be replaced.")
 
+    def configs(self) -> list[Any]:
+        """The model's own, as they are now."""
+        return [config for config, _ in self._stock]
+
     def switch(self, *, stock: bool) -> None:
         """Let forwards take the stock attention and the stock masks from now on, or HSAP's."""
         for config, name in self._stock:

@@ -167,7 +167,7 @@ def _setting_problems(model: Any) -> Iterator[str]:
 def _foreign_attention(name: str | None) -> str | None:
     """The module and name of an attention function that Transformers did not bring; None where it did, or a hub did."""
     function = None if name is None or "/" in name else dict(ALL_ATTENTION_FUNCTIONS).get(name)
-    home = home_of(function)
+    home = _home_of(function)
     return None if home is None or home.partition(".")[0] in _KNOWN_HOMES else f"{name!r} of {home}"
 
 
@@ -176,14 +176,14 @@ def _replaced_forwards(model: Any) -> str | None:
     names = {
         type(module).__name__
         for module in model.modules()
-        if (home_of(vars(module).get("forward")) or "torch").partition(".")[0] not in _KNOWN_HOMES
+        if (_home_of(vars(module).get("forward")) or "torch").partition(".")[0] not in _KNOWN_HOMES
     }
     if not names:
         return None
     return f"{', '.join(sorted(names))}: the forward was replaced on the instance, and what it does was not checked"
 
 
-def home_of(function: Any) -> str | None:
+def _home_of(function: Any) -> str | None:
     """The module that defines a function, whatever it is wrapped in; None for None."""
     while isinstance(function, partial | MethodType):
         function = function.func if isinstance(function, partial) else function.__func__

@@ -8,6 +8,7 @@ from forward_runs import Said, enabled, mean_gradients, packed, padded, supervis
 from peft import PromptTuningConfig, get_peft_model
 from small import small_llama
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from hsap_hf import HsapPlugin, enable_hsap
@@ -87,6 +88,19 @@ def refused(what):
                 type(model)(model.config)(batch["input_ids"])
     except HsapError as error:
         return str(error)
+
+
+def loss_through_ddp():
+    """Losses (enabled inside DDP, enabled bare), each summed over the ranks."""
+    me, losses = dist.get_rank(), []
+    for wrapped in (True, False):
+        model = small_llama()
+        outer = DistributedDataParallel(model) if wrapped else model
+        with enabled(outer, (2, 1)):
+            total = outer(**packed(LENGTHS[me], me)).loss.detach().clone()
+        dist.all_reduce(total)
+        losses.append(float(total))
+    return losses
 
 
 def evaluations(wanted):

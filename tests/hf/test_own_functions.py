@@ -40,6 +40,11 @@ def test_what_hsap_does_not_follow_is_refused_in_words(gloo, what, text):
     assert all(text in said for said in gloo.run("own_runs:refused", what))
 
 
+def test_a_model_inside_ddp_is_enabled_like_a_bare_one(gloo):
+    for wrapped, bare in gloo.run("own_runs:loss_through_ddp"):
+        assert wrapped == bare > 0
+
+
 def test_evaluation_without_logits_is_said_once_in_a_group(gloo):
     said = gloo.run("own_runs:evaluations", "none")
     assert [len(texts) for texts in said] == [1, 0, 1, 0]
