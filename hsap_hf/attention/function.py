@@ -74,9 +74,9 @@ class HsapAttention(torch.autograd.Function):
 def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Tensor | None) -> tuple[Tensor, Saved]:
     """The output [T, N, Hv] and what `backward` needs."""
     local, exchange = call.tables.local, call.tables.exchange
-    q = scatter_heads(q_TNH, call.rows, call.ulysses).contiguous()
     k, v = (x.contiguous() for x in _scatter_pair(call, k_TGH, v_TGH))
     borrowed, arriving = fetch_keys(k, v, exchange, call.context)
+    q = scatter_heads(q_TNH, call.rows, call.ulysses).contiguous()
     results = None
     if not _is_all(local, len(q)):  # else the local part's results are those of the slot
         lse_dtype = torch.promote_types(q.dtype, torch.float32)

@@ -32,7 +32,7 @@ def merge_rows_triton(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tens
     )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["count", "lse_stride", "part_lse_stride"])  # type: ignore[untyped-decorator]
 def _merge_rows(  # type: ignore[no-untyped-def]
     out,
     lse,

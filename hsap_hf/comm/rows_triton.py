@@ -59,7 +59,7 @@ def sum_rows_triton(totals: Pair, sources: Pair, order: Tensor, edges: Tensor, f
     )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_own"])  # type: ignore[untyped-decorator]
 def _take_rows(  # type: ignore[no-untyped-def]
     joined,
     keys,
@@ -100,7 +100,7 @@ def _take_rows(  # type: ignore[no-untyped-def]
     tl.store(to + KEY_DIM, value, mask=value_inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["first"])  # type: ignore[untyped-decorator]
 def _sum_rows(  # type: ignore[no-untyped-def]
     keys,
     values,

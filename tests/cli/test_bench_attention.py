@@ -1,8 +1,13 @@
 """`hsap bench attention --nproc N` measures what is right, counts what travels, and says what is wrong."""
 
 import json
+import math
+import sys
+import time
+from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone
 from importlib.metadata import version
+from itertools import cycle
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +16,8 @@ from launched import HSAP, launch
 from torch.nn import functional
 
 from hsap_hf.cli.bench import peers, ranks, trace
-from hsap_hf.cli.bench.entry import Entry
+from hsap_hf.cli.bench.entry import METERS, Entry
+from hsap_hf.cli.bench.meter import Meter
 from hsap_hf.cli.bench.slot_times import slot_runs
 from hsap_hf.cli.bench.table import problems, regressions, said
 from hsap_hf.cli.bench.timing import Times
@@ -120,7 +126,7 @@ def test_a_ratio_that_fell_is_named(measured):
         (["--nproc", 2, "--kernel", "flash_attn_4"], "flash_attn_4"),
         (["--nproc", 2, "--plot", "picture.txt"], "pip install|ends in .svg"),
         (["--split", "2x1", "--slow-link"], "--split, --slow-link: only with --nproc"),
-        (["--beside-copies"], "--beside-copies: only with --nproc"),
+        (["--beside-copies", "--zeros"], "--beside-copies, --zeros: only with --nproc"),
         (["--nproc", 2, "--beside-copies"], "--beside-copies needs two GPUs"),
         (["-c", 2, "--heads", 3], "query heads a multiple of key-value heads"),
         (["-c", 2, "--head-dim", 0], "all at least 1"),
@@ -196,6 +202,7 @@ def test_the_table_has_a_line_a_way(rows, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert shown.count("not installed") + shown.count("CUDA only") == 2 * len(PACKS)
     assert shown.count("hsap 2x1") == len(PACKS)
+    assert "no result is proven" not in shown
 
 
 def test_efficiency_is_drawn(rows, tmp_path):
@@ -258,6 +265,8 @@ def test_padding_changes_no_peers_result(peer):
 
 def test_who_computes_the_whole_pack_on_every_rank_counts_once():
     class Bench:
+        device = torch.device("cpu")
+
         def time(self, run):
             return Times(10.0, 1.0)
 
@@ -269,6 +278,72 @@ def test_who_computes_the_whole_pack_on_every_rank_counts_once():
     entry.time(Bench())
     row = entry.row()
     assert (row["forward_ms"], row["backward_ms"], row["launch_ms"]) == (5.0, 5.0, 2.0)
+    assert [row[name] for name in METERS] == [None] * 3, "a CPU has no meter"
+
+
+def test_what_goes_on_beside_a_way_lasts_as_long_as_its_timing():
+    told = []
+
+    class Bench:
+        device = torch.device("cpu")
+
+        def time(self, run):
+            told.append("timed")
+            return Times(10.0, 1.0)
+
+        def gather(self, numbers):
+            told.append("gathered")
+
+    @contextmanager
+    def beside():
+        told.append("begins")
+        yield
+        told.append("ends")
+
+    way = Way(torch.arange(3), slice(None), lambda: None, lambda saved: None, during=beside)
+    Entry("whole", None, way, None, {}).time(Bench())
+    assert told == ["begins", "timed", "timed", "ends", "gathered"]
+
+
+def test_the_meter_asks_for_clock_power_and_link(monkeypatch):
+    clocks, states = cycle([1500, 1700]), cycle([0, 1])
+
+    def field(gpu, names):
+        assert (gpu, names) == ("GPU-7", ["state"])
+        return [SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=next(states)))]
+
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        NVML_CLOCK_SM=1,
+        nvmlDeviceGetClockInfo=lambda gpu, clock: next(clocks),
+        nvmlDeviceGetPowerUsage=lambda gpu: 690_000,
+        NVML_FI_DEV_NVLINK_GET_POWER_STATE="state",
+        NVML_NVLINK_POWER_STATE_HIGH_SPEED=0,
+        nvmlDeviceGetFieldValues=field,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(uuid="7"))
+    with Meter(torch.device("cuda")) as meter:
+        time.sleep(0.5)
+    clock, watts, awake = meter.reading()
+    assert 1500 < clock < 1700
+    assert 0 < awake < 1
+    assert watts == pytest.approx(690)
+
+
+def test_a_gpu_that_cannot_be_asked_has_no_readings(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with Meter(torch.device("cuda")) as meter:
+        pass
+    assert all(map(math.isnan, meter.reading()))
+
+
+def test_zeros_are_zeros_and_no_row_of_random_numbers_is_compared_with_one_of_them(measured):
+    pack = draw_pack([5], TINY, torch.device("cpu"), zeros=True)
+    assert not any(x.any() for x in (pack.problem.q, pack.problem.k, pack.problem.v, pack.grad))
+    (said,) = regressions([row | {"zeros": True} for row in measured], measured)
+    assert "no comparison" in said
 
 
 def test_every_way_and_rank_leaves_a_trace(rows, packs_file):

@@ -61,6 +61,10 @@ def attention(
         bool,
         typer.Option("--beside-copies", help="Also the whole pack on each GPU beside small copies from its neighbour."),
     ] = False,
+    zeros: Annotated[
+        bool,
+        typer.Option("--zeros", help="Times on zeros, which take less power than a GPU may draw. Proves no result."),
+    ] = False,
     baseline: Annotated[
         Path | None, typer.Option(help="Earlier --json output: exit 1 where a ratio of ours fell by more than 3 %.")
     ] = None,
@@ -80,7 +84,7 @@ def attention(
     packs = _packs(lengths, pack, tokens)
     check_sizes(shape, packs)
     if nproc is None:
-        _refuse_without_ranks(split, slow_link, plot, trace, form, messages, beside_copies, baseline)
+        _refuse_without_ranks(split, slow_link, plot, trace, form, messages, beside_copies, zeros, baseline)
         rows = _time_alone(packs, context_size, shape, repeats)
         typer.echo(json.dumps(rows)) if as_json else _table(rows)
         return
@@ -95,6 +99,7 @@ def attention(
         forms=form or ["merged"],
         messages=messages or None,
         beside_copies=beside_copies,
+        zeros=zeros,
         trace_folder=None if trace is None else str(trace.absolute()),
     )
     rows = _time_ranks(request, nproc, slow_link, plot)
@@ -131,10 +136,11 @@ def _refuse_without_ranks(
     form: list[str] | None,
     messages: list[int] | None,
     beside_copies: bool,
+    zeros: bool,
     baseline: Path | None,
 ) -> None:
     options = {"--split": split, "--slow-link": slow_link, "--plot": plot, "--trace": trace, "--form": form}
-    options |= {"--messages": messages, "--beside-copies": beside_copies, "--baseline": baseline}
+    options |= {"--messages": messages, "--beside-copies": beside_copies, "--zeros": zeros, "--baseline": baseline}
     given = [name for name, value in options.items() if value]
     if given:
         raise ConfigError(f"{', '.join(given)}: only with --nproc N, which measures on N ranks.")

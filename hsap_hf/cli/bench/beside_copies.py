@@ -1,13 +1,14 @@
-"""The whole pack on every GPU beside small copies over the link that nobody needs."""
+"""The whole pack on every GPU beside small copies that nobody needs: what an awake link costs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from threading import Event, Thread
 
 import torch
+from torch import Tensor
 
 from hsap_hf.cli.bench.ways import Way, whole_way
 from hsap_hf.cli.bench.whole_pack import WholePack
@@ -15,25 +16,42 @@ from hsap_hf.comm.axis import ProcessAxis
 from hsap_hf.comm.peer import PeerMemory
 
 _BYTES = 2**20
-"""With every call."""
+_SECONDS = 0.01
+"""Between two copies. An H200's links stay awake for about 0.05 s after one."""
 
 
 def beside_copies_way(pack: WholePack, everyone: ProcessAxis) -> Way:
-    """The whole pack on every rank, each by itself; a little of the next rank's memory is copied beside every call.
+    """The whole pack on every rank, each by itself, while some of the next rank's memory is copied again and again.
 
-    Nobody waits for the copy, and a call has one however long it takes. Needs GPUs that may read each other's memory.
+    Nobody waits for a copy, but it wakes the links. Needs GPUs that may read each other's memory.
     """
-    whole = whole_way(pack, everyone.size)
-    device = whole.rows.device
-    memory = PeerMemory(_BYTES, device, everyone)
-    here, side = torch.empty_like(memory.theirs), torch.cuda.Stream(device)
+    memory = PeerMemory(_BYTES, pack.grad.device, everyone)
+    return replace(whole_way(pack, everyone.size), during=lambda: _copies(memory.theirs))
 
-    def beside_a_copy(run: Callable[..., Any], *saved: Any) -> Any:
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            here.copy_(memory.theirs)
-        return run(*saved)
 
-    return replace(
-        whole, forward=partial(beside_a_copy, whole.forward), backward=partial(beside_a_copy, whole.backward)
-    )
+def beside_own_copies_way(pack: WholePack, copies: int) -> Way:
+    """The same with as much of the rank's own memory: the links sleep."""
+    own = torch.empty(_BYTES, dtype=torch.uint8, device=pack.grad.device)
+    return replace(whole_way(pack, copies), during=lambda: _copies(own))
+
+
+@contextmanager
+def _copies(source: Tensor) -> Iterator[None]:
+    """As long as this lasts, on a stream of its own."""
+    stop = Event()
+    thread = Thread(target=_copy_until, args=(stop, source), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _copy_until(stop: Event, source: Tensor) -> None:
+    here, stream = torch.empty_like(source), torch.cuda.Stream(source.device)
+    stream.wait_stream(torch.cuda.current_stream(source.device))
+    with torch.cuda.stream(stream):
+        while not stop.wait(_SECONDS):
+            here.copy_(source)
+    stream.synchronize()

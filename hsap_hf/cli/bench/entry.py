@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from hsap_hf.cli.bench.measurement import Bench
+from hsap_hf.cli.bench.meter import Meter
 from hsap_hf.cli.bench.trace import trace
 from hsap_hf.cli.bench.ways import Received, Way
 
 RESULTS = ("out", "dq", "dk", "dv")
+METERS = ("clock_mhz", "watts", "links_awake")
 TRAFFIC = ("received_rows", "planned_rows", "received_bytes", "planned_bytes")
 
 
@@ -28,7 +30,7 @@ class Entry:
     saved: Any
     known: dict[str, Any]
     times: list[Tensor] = field(default_factory=list)
-    """Of every round: forward, backward, and launching them, of every rank: [ranks, 4]."""
+    """Of every round: forward, backward, launching them, and what the GPU did, of every rank: [ranks, 7]."""
 
     @classmethod
     def checked(cls, bench: Bench, name: str, split: str | None, way: Way, expected: Sequence[Tensor]) -> Entry:
@@ -47,9 +49,10 @@ class Entry:
 
     def time(self, bench: Bench) -> None:
         """One more round."""
-        forward, backward = bench.time(self.way.forward), bench.time(lambda: self.way.backward(self.saved))
+        with Meter(bench.device) as meter, self.way.during():
+            forward, backward = bench.time(self.way.forward), bench.time(lambda: self.way.backward(self.saved))
         device = [time.device / self.way.copies for time in (forward, backward)]
-        self.times.append(bench.gather([*device, forward.host, backward.host]))
+        self.times.append(bench.gather([*device, forward.host, backward.host, *meter.reading()]))
 
     def milliseconds(self) -> float:
         """Forward and backward on the slower rank."""
@@ -64,14 +67,23 @@ class Entry:
     def row(self) -> dict[str, Any]:
         """The median of the rounds; the largest of all ranks counts."""
         table = _median(self.times)
-        forward_ms, backward_ms, forward_host, backward_host = table.amax(0).tolist()
+        forward_ms, backward_ms, forward_host, backward_host = table[:, :4].amax(0).tolist()
         return {
             "note": None,
             "forward_ms": forward_ms,
             "backward_ms": backward_ms,
             "launch_ms": forward_host + backward_host,
             "by_rank_ms": table[:, :2].tolist(),
+            **self.met(),
             **self.known,
+        }
+
+    def met(self) -> dict[str, list[float] | None]:
+        """What every rank's GPU did; None where nobody could tell."""
+        readings = _median(self.times)[:, 4:]
+        return {
+            name: None if column.isnan().any() else column.tolist()
+            for name, column in zip(METERS, readings.unbind(1), strict=True)
         }
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 import typer
 
-from hsap_hf.cli.bench.entry import TRAFFIC, Entry
+from hsap_hf.cli.bench.entry import METERS, TRAFFIC, Entry
 from hsap_hf.cli.bench.job import answer
 from hsap_hf.cli.bench.measurement import ROUNDS, Bench
 from hsap_hf.cli.bench.peers import llama3_way, missing_peer, zigzag_way
@@ -48,8 +48,8 @@ def measure(request: Request, device: torch.device, ranks: int) -> list[dict[str
     }
     rows = []
     for name, lengths in request.packs.items():
-        pack = draw_pack(lengths, request.shape, device)
-        known = {"pack": name, "tokens": sum(lengths), "documents": len(lengths), **constants}
+        pack = draw_pack(lengths, request.shape, device, zeros=request.zeros)
+        known = {"pack": name, "tokens": sum(lengths), "documents": len(lengths), "zeros": request.zeros, **constants}
         known |= {"kernel": pack.kernel.name, "kernel_version": pack.kernel.version()}
         known |= {"dtype": str(pack.grad.dtype).removeprefix("torch.")}
         rows_of_pack = [known | row for row in _measure_pack(bench, pack, name)]
@@ -105,9 +105,11 @@ def _ways(bench: Bench, pack: WholePack) -> Iterator[tuple[str, str | None, Call
     if shape.heads % size == 0:
         yield "ulysses", f"1x{size}", partial(hsap_way, pack, shape, bench.meshes[1, size])
     if bench.request.beside_copies:
-        from hsap_hf.cli.bench.beside_copies import beside_copies_way  # on an interface of torch that may change
+        # on an interface of torch that may change
+        from hsap_hf.cli.bench.beside_copies import beside_copies_way, beside_own_copies_way
 
         yield "whole pack beside copies", None, partial(beside_copies_way, pack, cast(ProcessAxis, bench.mesh.group))
+        yield "whole pack beside own copies", None, partial(beside_own_copies_way, pack, size)
     if missing_peer(bench.device, pack.kernel) is None:
         yield "ring zigzag", None, partial(zigzag_way, pack, rank, size)
         for stride in range(1, shape.kv_heads + 1):
@@ -127,10 +129,12 @@ def _left_out(bench: Bench, pack: WholePack) -> Iterator[dict[str, Any]]:
 
 
 def _beside(row: dict[str, Any], whole: Entry) -> dict[str, Any]:
-    """A row beside the ideal: the mean over ranks, which differ a little, and the median of rounds."""
+    """A row beside the ideal: the mean over ranks, which differ a little, and the median of rounds; and what the GPUs
+    did then."""
     ideals = torch.stack(whole.times)[..., :2]
     forward_ms, backward_ms = ideals.mean(1).median(0).values.tolist()
     ideal = {"ideal_forward_ms": forward_ms, "ideal_backward_ms": backward_ms, "ideals_ms": ideals.sum(-1).tolist()}
+    ideal |= {f"ideal_{name}": column for name, column in whole.met().items()}
     if row:
         row = row | {"ratio": (forward_ms + backward_ms) / (row["forward_ms"] + row["backward_ms"])}
     return row | ideal
@@ -138,7 +142,7 @@ def _beside(row: dict[str, Any], whole: Entry) -> dict[str, Any]:
 
 def _nothing(name: str, split: str | None, note: str) -> dict[str, Any]:
     """The row of a way that cannot run here."""
-    empty = ("forward_ms", "backward_ms", "launch_ms", "by_rank_ms", "ratio", "differences", *TRAFFIC)
+    empty = ("forward_ms", "backward_ms", "launch_ms", "by_rank_ms", "ratio", "differences", *METERS, *TRAFFIC)
     return {"way": name, "split": split, "note": note, **dict.fromkeys(empty)}
 
 

@@ -31,7 +31,9 @@ class Request:
     messages: list[int] | None = None
     """Numbers of messages of an exchange, each a row of its own; None: what is predicted to be fastest."""
     beside_copies: bool = False
-    """Also the whole pack beside small copies over the link; see beside_copies.beside_copies_way."""
+    """Also the whole pack beside small copies; see beside_copies."""
+    zeros: bool = False
+    """All tensors are zeros, on which GPUs stay below the limit of their power. Nothing wrong would be seen then."""
     trace_folder: str | None = None
     """Where a profiler's trace of every way and rank goes."""
 

@@ -8,7 +8,7 @@ from typing import Any
 _LIMITS = {"bfloat16": 2e-2, "float32": 1e-4}
 """Largest difference from the result of one rank, relative to the largest entry."""
 _REGRESSION = 0.03
-_COLUMNS = ("way", "fwd", "bwd", "ratio", "launch", "differs", "MiB", "planned")
+_COLUMNS = ("way", "fwd", "bwd", "ratio", "launch", "MHz", "W", "differs", "MiB", "planned")
 
 
 def problems(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -50,7 +50,7 @@ def regressions(rows: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]
 def terms(row: dict[str, Any]) -> tuple[Any, ...]:
     """What two measurements must share to be compared."""
     names = ("device", "ranks", "kernel", "dtype", "link", "heads", "kv_heads", "head_dim", "pack", "tokens")
-    return (*(row[name] for name in names), way_label(row))
+    return (*(row[name] for name in names), row.get("zeros", False), way_label(row))
 
 
 def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
@@ -65,6 +65,7 @@ def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
     title += (
         f"torch {first['torch']}\nms, median, slowest rank; launch: the host's time; MiB received forward and backward"
     )
+    title += "\nof zeros: no result is proven" if first["zeros"] else ""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column == "way" else "right")
@@ -74,7 +75,8 @@ def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
             shown = row["pack"]
             table.add_section()
             ideal = row["ideal_forward_ms"], row["ideal_backward_ms"]
-            table.add_row(f"{shown}: ideal", *(f"{ms:.2f}" for ms in ideal), "1.000", "", "", "", "")
+            met = _mean(row["ideal_clock_mhz"]), _mean(row["ideal_watts"])
+            table.add_row(f"{shown}: ideal", *(f"{ms:.2f}" for ms in ideal), "1.000", "", *met, "", "", "")
         table.add_row(way_label(row), *_figures(row))
     page = console()
     page.print(table)
@@ -103,9 +105,15 @@ def way_label(row: dict[str, Any]) -> str:
 
 def _figures(row: dict[str, Any]) -> list[str]:
     if row["note"] is not None:
-        return [row["note"] if row["way"].startswith("ring") else "-", *["-"] * 6]
+        return [row["note"] if row["way"].startswith("ring") else "-", *["-"] * 8]
     times = [f"{row['forward_ms']:.2f}", f"{row['backward_ms']:.2f}", f"{row['ratio']:.3f}", f"{row['launch_ms']:.2f}"]
+    times += [_mean(row["clock_mhz"]), _mean(row["watts"])]
     travelled = [
         "-" if row[name] is None else f"{max(row[name]) / 2**20:,.2f}" for name in ("received_bytes", "planned_bytes")
     ]
     return [*times, f"{max(row['differences'].values()):.1e}", *travelled]
+
+
+def _mean(readings: Sequence[float] | None) -> str:
+    """Over ranks."""
+    return "-" if readings is None else f"{sum(readings) / len(readings):,.0f}"

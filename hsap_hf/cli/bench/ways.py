@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,8 @@ class Way:
     """All that was received so far."""
     copies: int = 1
     """How often the ranks together compute the pack: times are divided by it."""
+    during: Callable[[], AbstractContextManager[object]] = nullcontext
+    """What goes on while it is timed."""
 
 
 FORMS = ("merged", "apart")

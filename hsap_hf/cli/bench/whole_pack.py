@@ -53,13 +53,15 @@ def bench_kernel(shape: Shape, device: torch.device) -> Kernel:
     return choose_kernel(shape.kernel, _scores(shape), shape.head_dim, shape.head_dim, dtype, device.type)
 
 
-def draw_pack(lengths: Sequence[int], shape: Shape, device: torch.device) -> WholePack:
-    """The same numbers wherever the same kind of device draws them."""
+def draw_pack(lengths: Sequence[int], shape: Shape, device: torch.device, *, zeros: bool = False) -> WholePack:
+    """The same numbers wherever the same kind of device draws them, or nothing but zeros."""
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(heads: int) -> Tensor:
-        wide = torch.randn(sum(lengths), heads, shape.head_dim, device=device, generator=generator)
-        return wide.to(bench_dtype(device))
+        size = sum(lengths), heads, shape.head_dim
+        if zeros:
+            return torch.zeros(size, device=device, dtype=bench_dtype(device))
+        return torch.randn(size, device=device, generator=generator).to(bench_dtype(device))
 
     q, k, v, grad = draw(shape.heads), draw(shape.kv_heads), draw(shape.kv_heads), draw(shape.heads)
     edges = torch.from_numpy(np.cumsum([0, *lengths])).to(device, torch.int32)
