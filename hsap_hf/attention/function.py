@@ -84,8 +84,8 @@ def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Te
     lane = Lane(q.device, idle=exchange.silent)
     out, lse = _forward_local(call, q, k, v, results)
     with lane:
-        for remote in call.tables.remotes:
-            _await(arriving[remote.messages])
+        for remote, message in zip(call.tables.remotes, arriving, strict=True):
+            message.wait()
             theirs = split(borrowed[remote.borrowed], k.shape[-1])
             for part, gather in remote.calls:
                 problem = _problem(call, part, q, *_far_keys(gather, (k, v), theirs))
@@ -130,7 +130,8 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
     grad_q, grad_k, grad_v = local_grads
     for part, far_q in far_grads:
         part.take(grad_q).add_(far_q)  # one rounding a row
-    _await(returning)
+    for message in returning:
+        message.wait()
     if not exchange.silent:
         sent = grad_k[: exchange.returns_stop], grad_v[: exchange.returns_stop]
         sum_rows(sent, split(home, k.shape[-1]), exchange.returns)
@@ -186,12 +187,12 @@ def _backward_remotes(
     home = borrowed.new_empty((len(exchange.send_order), *borrowed.shape[1:]))
     returning: list[Pending] = []
     far_grads: dict[tuple[int, int], tuple[Part, Tensor]] = {}
-    for remote in call.tables.remotes:
-        _await(arriving[remote.messages])
+    for number, (remote, message) in enumerate(zip(call.tables.remotes, exchange.messages, strict=True)):
+        if arriving:
+            arriving[number].wait()
         theirs, to_them = (split(x[remote.borrowed], head_dim) for x in (borrowed, grad_borrowed))
         found = [_backward_remote(call, saved, *each, theirs, to_them, grad_out, grads) for each in remote.calls]
-        for message in exchange.messages[remote.messages]:
-            returning.append(return_key_grads(grad_borrowed, home, message, call.context))
+        returning.append(return_key_grads(grad_borrowed, home, message, call.context))
         for (part, _), far_q in zip(remote.calls, found, strict=True):
             if far_q is not None:
                 _, total = far_grads.setdefault((part.start, part.stop), (part, far_q))
@@ -227,11 +228,6 @@ def _backward_remote(
         return far_q
     sum_rows((grads[1][: gather.own_stop], grads[2][: gather.own_stop]), far_pair, gather.sums, add=False)
     return None
-
-
-def _await(messages: list[Pending]) -> None:
-    for message in messages:
-        message.wait()
 
 
 def _is_all(parts: Sequence[Part], rows: int) -> bool:

@@ -19,12 +19,10 @@ from hsap_hf.planner.cost import best_num_messages
 
 @dataclass(frozen=True)
 class Remote:
-    """What can be attended to once some messages have come."""
+    """What can be attended to once a message has come."""
 
-    messages: slice
-    """Of the exchange."""
     borrowed: slice
-    """The rows they bring."""
+    """The rows it brings."""
     calls: tuple[tuple[Part, Gather], ...]
     """Rows of cut documents against borrowed keys, one call for each run of neighbours. No two need the same keys."""
 
@@ -36,18 +34,18 @@ class SlotTables:
     Two forms. *Merged*: the local call takes every row in place (own keys of a cut document, head and tail joined, are
     one causal segment), remote calls for each message add full rectangles of its keys, and rows with both are merged.
     *Apart*: each piece of a document that waits for keys is one causal segment of the one remote call, over all the
-    keys it needs, own ones among them; the local call has the other rows, and nothing is merged. Merged was as
-    fast or faster where both were measured. But a window is a distance inside the document, which joined pieces do not
-    keep, so layers with one are apart.
+    keys it needs, own ones among them; the local call has the other rows, and nothing is merged. Merged was faster
+    where both were measured. But a window is a distance inside the document, which joined pieces do not keep, so layers
+    with one are apart, and only these.
     """
 
     exchange: Exchange
     local: tuple[Part, ...]
     """The slot's rows against its own keys, which needs nothing from others: one call for each run of neighbours."""
     remotes: tuple[Remote, ...]
-    """Every message belongs to one of them."""
+    """One for each message of the exchange."""
     apart: bool
-    """No row is in two parts."""
+    """The form: no row is in two parts."""
 
 
 def compile_tables(
@@ -56,20 +54,19 @@ def compile_tables(
     window: int | None,
     device: torch.device,
     *,
-    apart: bool = False,
     num_messages: int | None = None,
     near_slots: int | None = None,
     ulysses_size: int = 1,
 ) -> SlotTables:
     """Tables of `slot` for layers that see the last `window` keys of a document (None: all of them).
 
-    apart: the form, to measure it. num_messages: of the exchange, the same on all slots; None takes what is predicted
-    to be fastest, one on a CPU. Layers with a window, which are apart whatever is asked, have one. near_slots: see
-    HsapMesh.
+    num_messages: of the exchange, the same on all slots; None takes what is predicted to be fastest, one on a CPU;
+    layers with a window have one whatever is asked. near_slots: see HsapMesh.
     """
     on_gpu = device.type == "cuda"
-    if window is not None:
-        apart, num_messages = True, 1
+    apart = window is not None
+    if apart:
+        num_messages = 1
     if num_messages is None:
         # then it is one: no need to count what travels
         all_near = not plan.cut_documents or (near_slots or plan.context_size) >= plan.context_size
@@ -83,13 +80,11 @@ def compile_tables(
         for doc, mine in own.items()
         if doc not in waiting
     ]
-    count = len(exchange.messages)
-    together = [slice(0, count)] if apart and count else [slice(number, number + 1) for number in range(count)]
     return SlotTables(
         exchange=exchange,
         local=tuple(_part(run, [segment.length for segment in run], True, device) for run in _runs(local)),
         remotes=tuple(
-            _remote(exchange, messages, own, window, apart, plan.tokens(slot), device) for messages in together
+            _remote(exchange, message.borrowed, own, window, plan.tokens(slot), device) for message in exchange.messages
         ),
         apart=apart,
     )
@@ -97,16 +92,14 @@ def compile_tables(
 
 def _remote(
     exchange: Exchange,
-    messages: slice,
+    place: slice,
     own: dict[int, list[tuple[Piece, int]]],
     window: int | None,
-    apart: bool,
     tokens: int,
     device: torch.device,
 ) -> Remote:
-    """The calls that these messages allow. own: pieces and first rows of the slot's documents."""
-    first, last = exchange.messages[messages][0].borrowed, exchange.messages[messages][-1].borrowed
-    place = slice(first.start, last.stop)
+    """The calls that a message allows. place: its borrowed rows. own: pieces and first rows of the slot's documents."""
+    apart = window is not None
     fetched = [Piece(fetch.doc, fetch.start, fetch.stop) for fetch in exchange.fetched]
     arrived = [(span, row - place.start) for span, row in zip(fetched, _rows_of(fetched), strict=True)]
     borrowed = _by_document([(span, row) for span, row in arrived if 0 <= row < place.stop - place.start])
@@ -126,7 +119,7 @@ def _remote(
         part = _part(run, [sum(length for *_, length in segment.sources) for segment in run], apart, device)
         sources = [source for segment in run for source in segment.sources]
         calls.append((part, make_gather(sources, tokens, place.stop - place.start, device)))
-    return Remote(messages, place, tuple(calls))
+    return Remote(place, tuple(calls))
 
 
 class _Segment(NamedTuple):

@@ -71,11 +71,9 @@ def by_loopback(
     kernel: str = "auto",
     plan: Plan | None = None,
     keep_borrowed: bool = True,
-    apart: bool = False,
     num_messages: int | None = None,
 ):
-    """The same, by `context_size x ulysses_size` loopback ranks; tensors keep their dtype. apart, num_messages: see
-    compile_tables."""
+    """The same, by `context_size x ulysses_size` loopback ranks; tensors keep their dtype."""
     plan = plan or compile_plan(pack.lengths, context_size)
     starts, device = torch.tensor([0, *pack.lengths]).cumsum(0).tolist(), pack.q.device
     slot_rows = [
@@ -92,7 +90,7 @@ def by_loopback(
     def rank(number: int):
         _, context, ulysses = grid[number]
         call = Call(
-            compile_tables(plan, context.rank, pack.scores.window, device, apart=apart, num_messages=num_messages),
+            compile_tables(plan, context.rank, pack.scores.window, device, num_messages=num_messages),
             context,
             ulysses,
             rank_rows(plan.tokens(context.rank), ulysses_size),

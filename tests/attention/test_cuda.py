@@ -19,17 +19,17 @@ PACKS = {
     "ten thousand documents": [1, 2, 3, 5] * 2_500 + [900],
     "few queries, many keys": [12_000],
 }
+both_forms = pytest.mark.parametrize("window", [None, 100_000], ids=["merged", "apart"])
+"""Of a slot's tables; the window hides nothing."""
 SMALL = ("one document", "long and short", "one-token documents", "short")
 
 
-def check(name, context_size, ulysses_size=1, apart=False, num_messages=None, **options):
+def check(name, context_size, ulysses_size=1, num_messages=None, **options):
     """Output and every gradient, as a whole: the norm of the error over the norm of the exact one."""
     pack = random_pack(PACKS[name], device="cuda", **options)
     want = by_reference(pack)
     alone = relative_errors(by_loopback(pack, 1)[0], want)
-    shared = relative_errors(
-        by_loopback(pack, context_size, ulysses_size, apart=apart, num_messages=num_messages)[0], want
-    )
+    shared = relative_errors(by_loopback(pack, context_size, ulysses_size, num_messages=num_messages)[0], want)
     rounding = torch.finfo(pack.q.dtype).eps
     for tensor, (ours, single) in enumerate(zip(shared, alone, strict=True)):
         spare = rounding if tensor == 4 else 1e-6  # gradients of sinks are a handful of rounded sums, not a cloud
@@ -39,15 +39,15 @@ def check(name, context_size, ulysses_size=1, apart=False, num_messages=None, **
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("context_size", "ulysses_size"), [(2, 1), (4, 1), (2, 2), (1, 4), (8, 1)])
-@pytest.mark.parametrize("apart", [True, False])
-def test_error_is_at_most_twice_that_of_one_device(name, dtype, context_size, ulysses_size, apart):
-    check(name, context_size, ulysses_size, apart, heads=16, kv_heads=4, dim=64, dtype=dtype)
+@both_forms
+def test_error_is_at_most_twice_that_of_one_device(name, dtype, context_size, ulysses_size, window):
+    check(name, context_size, ulysses_size, heads=16, kv_heads=4, dim=64, dtype=dtype, window=window)
 
 
 @pytest.mark.parametrize("name", ["one document", "few queries, many keys"])
-@pytest.mark.parametrize(("apart", "num_messages"), [(False, 2), (False, 4), (True, 2)])
-def test_keys_in_several_messages_add_no_more_error(name, apart, num_messages):
-    check(name, 4, 1, apart, num_messages, heads=8, kv_heads=2, dim=128, dtype=torch.bfloat16)
+@pytest.mark.parametrize("num_messages", [2, 4])
+def test_keys_in_several_messages_add_no_more_error(name, num_messages):
+    check(name, 4, 1, num_messages, heads=8, kv_heads=2, dim=128, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("window", [1, 100, 2000])
@@ -64,21 +64,20 @@ def test_head_shapes(heads, kv_heads, dim):
 @pytest.mark.parametrize(
     ("head_dim", "value_dim", "kv_heads"), [(192, 128, 8), (192, 128, 2), (64, 96, 2), (100, 100, 2)]
 )
-@pytest.mark.parametrize("apart", [True, False])
-def test_heads_of_any_width(head_dim, value_dim, kv_heads, apart):
+def test_heads_of_any_width(head_dim, value_dim, kv_heads):
     widths = {"dim": head_dim, "value_dim": value_dim}
-    check("long and short", 3, 1, apart, heads=8, kv_heads=kv_heads, **widths, dtype=torch.bfloat16)
+    check("long and short", 3, heads=8, kv_heads=kv_heads, **widths, dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize(("window", "apart"), [(None, True), (None, False), (100, True)])
+@pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("dim", [64, 128])
-def test_softcap(window, apart, dim):
+def test_softcap(window, dim):
     """On flash-attn where it is installed; else on the dense kernel."""
     options = {"dim": dim, "dtype": torch.bfloat16, "window": window, "softcap": 20.0, "sinks": window is not None}
-    check("long and short", 3, 1, apart, heads=8, kv_heads=2, **options)
+    check("long and short", 3, heads=8, kv_heads=2, **options)
 
 
 @pytest.mark.parametrize("name", ["ten thousand documents", "few queries, many keys"])
-@pytest.mark.parametrize("apart", [True, False])
-def test_extreme_packs(name, apart):
-    check(name, 8, 1, apart, heads=4, kv_heads=2, dim=64, dtype=torch.bfloat16)
+@both_forms
+def test_extreme_packs(name, window):
+    check(name, 8, heads=4, kv_heads=2, dim=64, dtype=torch.bfloat16, window=window)

@@ -62,16 +62,14 @@ def test_every_pack_has_one_row_a_way(rows):
     assert {row["way"] for row in rows if row["note"]} == {"ring zigzag", "ring llama3"}
 
 
-def test_forms_and_numbers_of_messages_are_rows_of_their_own():
-    request = SimpleNamespace(
-        splits=[(2, 1)], forms=["merged", "apart"], messages=[1, 2], beside_copies=False, shape=Shape(3, 1, 8, "auto")
-    )
+def test_numbers_of_messages_are_rows_of_their_own():
+    request = SimpleNamespace(splits=[(2, 1)], messages=[1, 2], beside_copies=False, shape=Shape(3, 1, 8, "auto"))
     bench = SimpleNamespace(
         request=request, size=2, mesh=lone_mesh(), meshes={(2, 1): lone_mesh()}, device=torch.device("cpu")
     )
     pack = draw_pack([5], request.shape, bench.device)
     names = [name for name, _, _ in ranks._ways(bench, pack)]
-    assert names == [f"hsap{form}, messages: {count}" for form in ("", " apart") for count in (1, 2)]
+    assert names == ["hsap, messages: 1", "hsap, messages: 2"]
 
 
 def test_every_result_is_that_of_one_rank(measured):

@@ -50,9 +50,6 @@ def attention(
     trace: Annotated[
         Path | None, typer.Option(help="Folder for a profiler's trace of every way and rank. With --nproc.")
     ] = None,
-    form: Annotated[
-        list[str] | None, typer.Option(help="How rows that wait for keys are attended: merged, apart; several.")
-    ] = None,
     messages: Annotated[
         list[int] | None,
         typer.Option(min=1, max=MOST_MESSAGES, help="Messages in which keys of others come; several."),
@@ -84,7 +81,7 @@ def attention(
     packs = _packs(lengths, pack, tokens)
     check_sizes(shape, packs)
     if nproc is None:
-        _refuse_without_ranks(split, slow_link, plot, trace, form, messages, beside_copies, zeros, baseline)
+        _refuse_without_ranks(split, slow_link, plot, trace, messages, beside_copies, zeros, baseline)
         rows = _time_alone(packs, context_size, shape, repeats)
         typer.echo(json.dumps(rows)) if as_json else _table(rows)
         return
@@ -96,7 +93,6 @@ def attention(
         splits=read_splits(split, nproc),
         shape=shape,
         repeats=repeats,
-        forms=form or ["merged"],
         messages=messages or None,
         beside_copies=beside_copies,
         zeros=zeros,
@@ -133,13 +129,12 @@ def _refuse_without_ranks(
     slow_link: bool,
     plot: Path | None,
     trace: Path | None,
-    form: list[str] | None,
     messages: list[int] | None,
     beside_copies: bool,
     zeros: bool,
     baseline: Path | None,
 ) -> None:
-    options = {"--split": split, "--slow-link": slow_link, "--plot": plot, "--trace": trace, "--form": form}
+    options = {"--split": split, "--slow-link": slow_link, "--plot": plot, "--trace": trace}
     options |= {"--messages": messages, "--beside-copies": beside_copies, "--zeros": zeros, "--baseline": baseline}
     given = [name for name, value in options.items() if value]
     if given:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from functools import partial
-from itertools import groupby, product
+from itertools import groupby
 from typing import Any, cast
 
 import torch
@@ -19,7 +19,7 @@ from hsap_hf.cli.bench.measurement import ROUNDS, Bench
 from hsap_hf.cli.bench.peers import llama3_way, missing_peer, zigzag_way
 from hsap_hf.cli.bench.request import Request
 from hsap_hf.cli.bench.table import said
-from hsap_hf.cli.bench.ways import FORMS, Way, hsap_way, whole_way
+from hsap_hf.cli.bench.ways import Way, hsap_way, whole_way
 from hsap_hf.cli.bench.whole_pack import WholePack, draw_pack
 from hsap_hf.comm import build_mesh
 from hsap_hf.comm.axis import ProcessAxis
@@ -97,11 +97,9 @@ def _ways(bench: Bench, pack: WholePack) -> Iterator[tuple[str, str | None, Call
     """Name, split, and how to make it. Neighbours with one name and split are settings: the fastest counts."""
     shape, size, rank = bench.request.shape, bench.size, bench.mesh.group.rank
     for context, ulysses in bench.request.splits:
-        for form, count in product(bench.request.forms, bench.request.messages or [None]):
-            name = "hsap" if form == FORMS[0] else f"hsap {form}"
-            name += "" if count is None else f", messages: {count}"
-            mesh = bench.meshes[context, ulysses]
-            yield name, f"{context}x{ulysses}", partial(hsap_way, pack, shape, mesh, form, count)
+        for count in bench.request.messages or [None]:
+            name = "hsap" if count is None else f"hsap, messages: {count}"
+            yield name, f"{context}x{ulysses}", partial(hsap_way, pack, shape, bench.meshes[context, ulysses], count)
     if shape.heads % size == 0:
         yield "ulysses", f"1x{size}", partial(hsap_way, pack, shape, bench.meshes[1, size])
     if bench.request.beside_copies:

@@ -26,8 +26,6 @@ class Request:
     """(context, ulysses): ranks that own a share of the pack each, times ranks that share one by heads."""
     shape: Shape
     repeats: int
-    forms: list[str]
-    """Ways to attend what waits for keys, each a row of its own; see ways.FORMS."""
     messages: list[int] | None = None
     """Numbers of messages of an exchange, each a row of its own; None: what is predicted to be fastest."""
     beside_copies: bool = False
@@ -86,7 +84,6 @@ def measure(request: Request, ranks: int, *, slow_link: bool) -> list[dict[str, 
 def _check(request: Request, ranks: int, slow_link: bool) -> None:
     import torch
 
-    from hsap_hf.cli.bench.ways import FORMS
     from hsap_hf.cli.bench.whole_pack import bench_kernel
     from hsap_hf.comm import share_heads
     from hsap_hf.planner import compile_plan
@@ -100,9 +97,6 @@ def _check(request: Request, ranks: int, slow_link: bool) -> None:
             "--beside-copies needs two GPUs or more that read each other's memory, so neither CPUs nor --slow-link. "
             "Leave it out."
         )
-    unknown = [form for form in request.forms if form not in FORMS]
-    if unknown:
-        raise ConfigError(f"--form {unknown[0]}: not one of {', '.join(FORMS)}.")
     bench_kernel(shape, torch.device("cuda" if cuda else "cpu"))
     for context, ulysses in request.splits:
         share_heads(shape.heads, shape.kv_heads, ulysses, torch.device("cpu"))

@@ -51,13 +51,7 @@ class Way:
     """What goes on while it is timed."""
 
 
-FORMS = ("merged", "apart")
-"""Of a slot's tables, see attention.tables.SlotTables; models take the first."""
-
-
-def hsap_way(
-    pack: WholePack, shape: Shape, mesh: HsapMesh, form: str = "merged", num_messages: int | None = None
-) -> Way:
+def hsap_way(pack: WholePack, shape: Shape, mesh: HsapMesh, num_messages: int | None = None) -> Way:
     """HSAP on the mesh's split; plain Ulysses on the same kernel where all ranks are on the ulysses axis."""
     q, device = pack.problem.q, pack.problem.q.device
     slot, ulysses = mesh.context.rank, mesh.ulysses
@@ -71,7 +65,6 @@ def hsap_way(
             slot,
             None,
             device,
-            apart=form == "apart",
             num_messages=num_messages,
             near_slots=mesh.near_slots,
             ulysses_size=ulysses.size,
