@@ -12,11 +12,20 @@ from hsap_hf.cli.bench.table import way_label
 
 Row = dict[str, Any]
 
-EARLIER = "attention_2xh200_earlier"
+AFTERNOON, EARLIER = "attention_2xh200_afternoon", "attention_2xh200_earlier"
 FILES = {
     "attention_2xh200": (
+        "2026-11-27, evening",
+        "By the newest engine; every way ran for 0.8 s before it counted. All on one machine.",
+    ),
+    "attention_2xh200_zeros": (
+        "2026-11-27, evening",
+        "On the same machine, with `--zeros`, on which GPUs draw less than their limit.",
+    ),
+    AFTERNOON: (
         "2026-11-27, afternoon",
-        "By the newest engine; every way ran for 0.8 s before it counted.",
+        """On other H200s, by nearly the same engine. Copies were made once a call, which is seldom
+where calls are long.""",
     ),
     "attention_2xh200_before": (
         "2026-11-27, morning",
@@ -49,17 +58,21 @@ torch 2.11.0+cu130, flash-attn 4.0.0b36, 32 query and 8 key-value heads of 128.
 
 **Ideal** is the same kernel on one GPU with the whole pack, divided by the GPUs: ms, forward + backward. **hsap** is
 this package: its share of the ideal, and the slowest rank's ms; of the other ways only the share. **MiB** is what the
-rank that receives most received for ours, forward and backward: the plan's number, on every rank. The whole pack beside
-copies is no way to share a pack: [performance.md](../performance.md#where-the-rest-goes).
+rank that receives most received for ours, forward and backward: the plan's number, on every rank. **MHz** is the GPUs'
+clock and **awake** the share of the time in which their links to others drew full power, means of all ranks: for the
+ideal, for ours, and for the whole pack beside copies from the other GPU and beside a GPU's own, which are no ways to
+share a pack: [performance.md](../performance.md#where-the-rest-goes).
 
 In a file, a row also has every rank's times (`by_rank_ms`), every round's and rank's ideal (`ideals_ms`), the host's
 time to launch (`launch_ms`), the largest differences from the one GPU's result relative to its largest entry
 (`differences`), what was received and, but for the H100s', what the plan says; ring-flash-attention's bytes are not
 counted. "nccl" is NVLink, "nccl without peer-to-peer" is `--slow-link` (`NCCL_P2P_DISABLE=1`, 23 GB/s). Rows called
-`meeting` in attention_2xh200_earlier are an experiment that the command no longer has; they are not shown. The other
-files of this folder belong to other parts of performance.md.
+`hsap apart` in attention_2xh200 and `meeting` in attention_2xh200_earlier are of what the command no longer has
+([design-notes.md](../design-notes.md)); they are not shown. The other files of this folder belong to other parts of
+performance.md.
 """
-_WAYS = ("hsap", "ulysses", "ring llama3", "ring zigzag", "whole pack beside copies")
+_WAYS = ("hsap", "ulysses", "ring llama3", "ring zigzag", "whole pack beside copies", "whole pack beside own copies")
+_GONE = ("hsap apart", "meeting")
 _MIXES = ("one_long", "hybrid", "longtail", "all_short")
 
 
@@ -69,18 +82,18 @@ def page(folder: Path) -> str:
     for name, (day, note) in FILES.items():
         rows = _rows(folder, name)
         text += f"\n## {_gpus(rows[0])}: [{name}]({name}.json)\n\n{day[0].upper() + day[1:]}. {note}\n"
-        for (kernel, link), found in _groups(rows, lambda row: (row["kernel"], row["link"])):
-            text += f"\n### {kernel}, {link}\n\n{_table(found)}"
+        for (kernel, link, zeros), found in _groups(rows, _kind):
+            text += f"\n### {kernel}, {link}{', zeros' if zeros else ''}\n\n{_table(found)}"
     return text
 
 
 def summary(folder: Path) -> str:
-    """A line for every file but the earlier one, link, kernel and size: the share of the ideal of ours, in every split
+    """A line for every file but two that newer ones replace, link, kernel and size: the share of the ideal of ours, in every split
     and number of messages, and of the best other way."""
     head = ["day", "GPUs", "link", "kernel", "tokens", *_MIXES]
     lines = [head, ["---"] * len(head)]
     for name, (day, _) in FILES.items():
-        groups = [] if name == EARLIER else _groups(_rows(folder, name), _terms)
+        groups = [] if name in (AFTERNOON, EARLIER) else _groups(_rows(folder, name), _terms)
         for (link, kernel, size), rows in groups:
             for way in sorted({way_label(row) for row in rows if row["way"].startswith("hsap")}):
                 shares = [_share(rows, f"{mix}_{size}", way) for mix in _MIXES]
@@ -90,24 +103,30 @@ def summary(folder: Path) -> str:
 
 
 def _rows(folder: Path, name: str) -> list[Row]:
-    """Those of ways that ran; `meeting` was an experiment."""
+    """Those of ways that ran and that the command still has."""
     rows = json.loads((folder / f"{name}.json").read_text())
-    return [row for row in rows if row["ratio"] is not None and row["way"] != "meeting"]
+    return [row for row in rows if row["ratio"] is not None and row["way"] not in _GONE]
 
 
 def _gpus(row: Row) -> str:
     return f"{row['ranks']} {row['device'].removeprefix('NVIDIA ').split()[0]}s"
 
 
+def _kind(row: Row) -> tuple[str, str, bool]:
+    return row["kernel"], row["link"], row.get("zeros", False)
+
+
 def _terms(row: Row) -> tuple[str, str, str]:
     link = "NVLink" if row["link"] == "nccl" else "23 GB/s"
-    return link, row["kernel"], row["pack"].rpartition("_")[2]
+    return link + (", zeros" if row.get("zeros") else ""), row["kernel"], row["pack"].rpartition("_")[2]
 
 
 def _share(rows: Iterable[Row], pack: str, way: str) -> str:
     shares = {way_label(row): row["ratio"] for row in rows if row["pack"] == pack}
+    if way not in shares:
+        return ""
     best = max(share for name, share in shares.items() if name.startswith(("ulysses", "ring")))
-    return f"**{shares[way]:.3f}** ({best:.3f})" if way in shares else ""
+    return f"**{shares[way]:.3f}** ({best:.3f})"
 
 
 def _groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[tuple[Any, list[Row]]]:
@@ -120,7 +139,8 @@ def _groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[tuple[Any, l
 
 def _table(rows: list[Row]) -> str:
     ways = sorted({way_label(row) for row in rows}, key=_place)
-    head = ["pack", "ideal", *ways, "MiB"]
+    metered = rows[0].get("clock_mhz") is not None
+    head = ["pack", "ideal", *ways, "MiB", *(["MHz", "awake"] if metered else [])]
     lines = [head, ["---"] * len(head)]
     for (pack, _), found in groupby(rows, lambda row: (row["pack"], row["ideal_forward_ms"])):
         by_way = {way_label(row): row for row in found}
@@ -128,6 +148,9 @@ def _table(rows: list[Row]) -> str:
         ideal = f"{ours['ideal_forward_ms']:.2f} + {ours['ideal_backward_ms']:.2f}"
         received = f"{max(ours['received_bytes']) / 2**20:,.0f}"
         lines.append([pack, ideal, *(_cell(way, by_way.get(way)) for way in ways), received])
+        if metered:
+            beside = [row for way, row in by_way.items() if way.startswith("whole pack")]
+            lines[-1] += [_metered("clock_mhz", ours, beside, ",.0f"), _metered("links_awake", ours, beside, ".2f")]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -140,3 +163,9 @@ def _cell(way: str, row: Row | None) -> str:
         return ""
     share = f"{row['ratio']:.3f}"
     return f"**{share}** ({row['forward_ms']:.2f} + {row['backward_ms']:.2f})" if way.startswith("hsap") else share
+
+
+def _metered(meter: str, ours: Row, beside: Iterable[Row], form: str) -> str:
+    """Of the ideal, of ours, and of the whole pack beside copies."""
+    readings = [ours[f"ideal_{meter}"], ours[meter], *(row[meter] for row in beside)]
+    return " / ".join(format(sum(each) / len(each), form) for each in readings)
