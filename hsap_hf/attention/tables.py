@@ -34,9 +34,9 @@ class SlotTables:
     Two forms. *Merged*: the local call takes every row in place (own keys of a cut document, head and tail joined, are
     one causal segment), remote calls for each message add full rectangles of its keys, and rows with both are merged.
     *Apart*: each piece of a document that waits for keys is one causal segment of the one remote call, over all the
-    keys it needs, own ones among them; the local call has the other rows, and nothing is merged. Merged was faster
-    where both were measured. But a window is a distance inside the document, which joined pieces do not keep, so layers
-    with one are apart, and only these.
+    keys it needs, own ones among them; the local call has the other rows, and nothing is merged. Merged was as
+    fast or faster where both were measured. But a window is a distance inside the document, which joined pieces do not
+    keep, so layers with one are apart, and only these.
     """
 
     exchange: Exchange

@@ -16,8 +16,9 @@ from launched import HSAP, launch
 from torch.nn import functional
 
 from hsap_hf.cli.bench import peers, ranks, trace
+from hsap_hf.cli.bench.beside_copies import _copies
 from hsap_hf.cli.bench.entry import METERS, Entry
-from hsap_hf.cli.bench.meter import Meter
+from hsap_hf.cli.bench.meter import Meter, Reading
 from hsap_hf.cli.bench.slot_times import slot_runs
 from hsap_hf.cli.bench.table import problems, regressions, said
 from hsap_hf.cli.bench.timing import Times
@@ -70,6 +71,9 @@ def test_numbers_of_messages_are_rows_of_their_own():
     pack = draw_pack([5], request.shape, bench.device)
     names = [name for name, _, _ in ranks._ways(bench, pack)]
     assert names == ["hsap, messages: 1", "hsap, messages: 2"]
+    request.beside_copies = True
+    beside = ["whole pack beside copies", "whole pack beside own copies"]
+    assert [name for name, _, _ in ranks._ways(bench, pack)] == names + beside
 
 
 def test_every_result_is_that_of_one_rank(measured):
@@ -201,6 +205,8 @@ def test_the_table_has_a_line_a_way(rows, capsys, monkeypatch):
     assert shown.count("not installed") + shown.count("CUDA only") == 2 * len(PACKS)
     assert shown.count("hsap 2x1") == len(PACKS)
     assert "no result is proven" not in shown
+    show_ranks([row | {"zeros": True} for row in rows])
+    assert "no result is proven" in capsys.readouterr().out
 
 
 def test_efficiency_is_drawn(rows, tmp_path):
@@ -323,11 +329,20 @@ def test_the_meter_asks_for_clock_power_and_link(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(uuid="7"))
     with Meter(torch.device("cuda")) as meter:
-        time.sleep(0.5)
-    clock, watts, awake = meter.reading()
-    assert 1500 < clock < 1700
-    assert 0 < awake < 1
-    assert watts == pytest.approx(690)
+        wait_for(lambda: meter.reading().clock_mhz == 1600)
+        wait_for(lambda: meter.reading().awake == 0.5)
+    assert meter.reading().watts == pytest.approx(690)
+    monkeypatch.setattr(nvml, "nvmlDeviceGetPowerUsage", lambda gpu: 1 / 0)
+    with Meter(torch.device("cuda")) as meter:
+        pass
+    assert all(map(math.isnan, meter.reading()))
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_a_gpu_that_cannot_be_asked_has_no_readings(monkeypatch):
@@ -335,6 +350,20 @@ def test_a_gpu_that_cannot_be_asked_has_no_readings(monkeypatch):
     with Meter(torch.device("cuda")) as meter:
         pass
     assert all(map(math.isnan, meter.reading()))
+
+
+def test_readings_that_ended_early_are_none():
+    meter = Meter(torch.device("cpu"))
+    answers = iter([Reading(1500, 690, 0)])
+    meter._ask = lambda: next(answers)
+    with meter:
+        wait_for(lambda: not meter._thread.is_alive())
+    assert all(map(math.isnan, meter.reading()))
+
+
+def test_copies_that_fail_are_not_taken_for_copies():
+    with pytest.raises((AssertionError, RuntimeError, ValueError)), _copies(torch.zeros(3)):  # no GPU is called cpu
+        pass
 
 
 def test_zeros_are_zeros_and_no_row_of_random_numbers_is_compared_with_one_of_them(measured):

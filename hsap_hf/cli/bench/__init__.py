@@ -56,11 +56,14 @@ def attention(
     ] = None,
     beside_copies: Annotated[
         bool,
-        typer.Option("--beside-copies", help="Also the whole pack on each GPU beside small copies from its neighbour."),
+        typer.Option(
+            "--beside-copies",
+            help="Also the whole pack on each GPU beside small copies, from its neighbour or its own.",
+        ),
     ] = False,
     zeros: Annotated[
         bool,
-        typer.Option("--zeros", help="Times on zeros, which take less power than a GPU may draw. Proves no result."),
+        typer.Option("--zeros", help="Times on zeros, on which a GPU draws far less power. Proves no result."),
     ] = False,
     baseline: Annotated[
         Path | None, typer.Option(help="Earlier --json output: exit 1 where a ratio of ours fell by more than 3 %.")

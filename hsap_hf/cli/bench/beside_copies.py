@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from threading import Event, Thread
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -37,18 +38,19 @@ def beside_own_copies_way(pack: WholePack, copies: int) -> Way:
 
 @contextmanager
 def _copies(source: Tensor) -> Iterator[None]:
-    """As long as this lasts, on a stream of its own."""
+    """As long as this lasts, on a stream of its own; raises in the end what ended them early."""
     stop = Event()
-    thread = Thread(target=_copy_until, args=(stop, source), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as threads:
+        copying = threads.submit(_copy_until, stop, source)
+        try:
+            yield
+        finally:
+            stop.set()
+        copying.result()
 
 
 def _copy_until(stop: Event, source: Tensor) -> None:
+    torch.cuda.set_device(source.device)  # each thread has its own
     here, stream = torch.empty_like(source), torch.cuda.Stream(source.device)
     stream.wait_stream(torch.cuda.current_stream(source.device))
     with torch.cuda.stream(stream):

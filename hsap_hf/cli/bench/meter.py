@@ -17,11 +17,13 @@ _SECONDS = 0.025
 
 
 class Reading(NamedTuple):
-    """Means; NaN where there is no GPU, or nobody to ask (the package nvidia-ml-py)."""
+    """Means, warm-up and waiting for other ranks included; NaN where there is no GPU, or nobody to ask (the package
+    nvidia-ml-py)."""
 
     clock_mhz: float = math.nan
     """Of the multiprocessors."""
     watts: float = math.nan
+    """Each the driver's mean of the last second, so the first ones hold some of what ran before."""
     awake: float = math.nan
     """Share of the readings that found the first NVLink at full power; it sleeps where nothing travels."""
 
@@ -53,7 +55,11 @@ class Meter:
 
     def _read(self) -> None:
         while self._ask is not None and not self._stop.wait(_SECONDS):
-            self._readings.append(self._ask())
+            try:
+                self._readings.append(self._ask())
+            except Exception:  # whatever it raises, half a reading is none
+                self._readings.clear()
+                return
 
 
 def _reader(device: torch.device) -> Callable[[], Reading] | None:

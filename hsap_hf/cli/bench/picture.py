@@ -28,6 +28,7 @@ def draw_efficiency(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("ideal time / time, forward and backward")
     axes.spines[["top", "right"]].set_visible(False)
     first = rows[0]
-    axes.set_title(f"{first['ranks']} ranks on {first['device']}, {first['kernel']}, {first['link']}", fontsize=10)
+    terms = [f"{first['ranks']} ranks on {first['device']}", first["kernel"], first["link"]]
+    axes.set_title(", ".join(terms + (["zeros"] if first["zeros"] else [])), fontsize=10)
     figure.legend(loc="outside lower center", ncols=max(1, len(ways)), fontsize=8, frameon=False)
     save_figure(figure, path)

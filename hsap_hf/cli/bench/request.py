@@ -31,7 +31,7 @@ class Request:
     beside_copies: bool = False
     """Also the whole pack beside small copies; see beside_copies."""
     zeros: bool = False
-    """All tensors are zeros, on which GPUs stay below the limit of their power. Nothing wrong would be seen then."""
+    """All tensors are zeros, on which a GPU draws far less power. Nothing wrong would be seen then."""
     trace_folder: str | None = None
     """Where a profiler's trace of every way and rank goes."""
 

@@ -87,8 +87,9 @@ def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
 
 def said(row: dict[str, Any]) -> str:
     """One line about a row, as soon as it is there."""
+    zeros = ", zeros" if row["zeros"] else ""
     figures = row["note"] or f"{row['forward_ms']:.2f} + {row['backward_ms']:.2f} ms, {row['ratio']:.3f} of ideal"
-    return f"{row['pack']}, {way_label(row)}: {figures}"
+    return f"{row['pack']}{zeros}, {way_label(row)}: {figures}"
 
 
 def _traced(found: dict[str, Any]) -> str:
