@@ -205,8 +205,11 @@ def test_the_table_has_a_line_a_way(rows, capsys, monkeypatch):
     assert shown.count("not installed") + shown.count("CUDA only") == 2 * len(PACKS)
     assert shown.count("hsap 2x1") == len(PACKS)
     assert "no result is proven" not in shown
-    show_ranks([row | {"zeros": True} for row in rows])
-    assert "no result is proven" in capsys.readouterr().out
+    assert "nvidia-ml-py" not in shown
+    show_ranks([row | {"zeros": True, "device": "a GPU"} for row in rows])
+    shown = capsys.readouterr().out
+    assert "no result is proven" in shown
+    assert "pip install nvidia-ml-py" in shown
 
 
 def test_efficiency_is_drawn(rows, tmp_path):

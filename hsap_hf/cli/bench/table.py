@@ -66,6 +66,8 @@ def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
         f"torch {first['torch']}\nms, median, slowest rank; launch: the host's time; MiB received forward and backward"
     )
     title += "\nof zeros: no result is proven" if first["zeros"] else ""
+    if first["device"] != "cpu" and first["ideal_clock_mhz"] is None:
+        title += "\nMHz and W: pip install nvidia-ml-py"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column == "way" else "right")
