@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from hsap_hf.comm.axis import Axis, ProcessAxis
 from hsap_hf.config import HsapPlugin, may_read_peers
+from hsap_hf.errors import ConfigError
 
 _FEWEST_MULTIPROCESSORS, _MULTIPROCESSORS_A_NEIGHBOUR, _MOST_MULTIPROCESSORS = 8, 4, 16
 """Of a GPU, for the exchange; attention beside it gets the others. On two H100s NCCL would take 17 of 132. Between two
@@ -43,6 +44,12 @@ class HsapMesh:
     def __deepcopy__(self, memo: object) -> HsapMesh:
         """A copied model (a reference model, say) shares its groups with the original."""
         return self
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError(
+            "a model with HSAP enabled cannot be pickled whole: its process groups are of this job. Save its weights "
+            "(save_pretrained, or model.state_dict()), or call disable_hsap(model) first."
+        )
 
     def describe(self) -> str:
         """The mesh in words, for a banner."""

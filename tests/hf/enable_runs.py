@@ -1,6 +1,7 @@
 """What enable_hsap changes on a model, and what is left of it, seen from one rank of the gloo pool."""
 
 import copy
+import io
 import os
 import sys
 import time
@@ -26,6 +27,18 @@ def snapshot(model):
             if attribute == "config":
                 own.append((name, value._attn_implementation, copy.deepcopy(value.to_dict())))
     return own, sys.excepthook
+
+
+def pickled(group):
+    """What a whole model says that is saved while HSAP is enabled, and whether one is, later."""
+    model = small_llama()
+    with enabled(model, group):
+        try:
+            torch.save(model, io.BytesIO())
+        except HsapError as error:
+            refusal = str(error)
+    torch.save(model, io.BytesIO())
+    return refusal
 
 
 def restored(group):

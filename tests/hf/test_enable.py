@@ -20,6 +20,11 @@ def test_every_way_to_end_it_restores_every_attribute(gloo, group):
         assert all(result.values()), result
 
 
+def test_a_whole_model_is_saved_once_hsap_is_disabled(gloo):
+    for refusal in gloo.run("enable_runs:pickled", (2, 1)):
+        assert "call disable_hsap(model) first" in refusal
+
+
 @pytest.mark.parametrize(
     ("group", "changes", "error", "text"),
     [
