@@ -3,30 +3,35 @@
 import json
 from pathlib import Path
 
+import pytest
 from launched import PYTHON, free_port, launch_together
 
 SCRIPT = Path(__file__).with_name("two_hosts_script.py")
 
 
-def on_two_hosts(folder, context_size, ulysses_size):
-    """What each of four ranks told, two of them on each host."""
+@pytest.fixture(scope="module")
+def on_two_hosts(tmp_path_factory):
+    """What each of four ranks told, two of them on each host, by group."""
+    folder, groups = tmp_path_factory.mktemp("told"), ("2x2", "4x1")
     torchrun = [PYTHON, "-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 2]
     torchrun += ["--master-addr", "127.0.0.1", "--master-port", free_port()]
-    agents = [[*torchrun, "--node-rank", host, SCRIPT, context_size, ulysses_size, folder] for host in range(2)]
+    agents = [[*torchrun, "--node-rank", host, SCRIPT, folder, *groups] for host in range(2)]
     ended = launch_together(*agents)
     for agent in ended:
         assert agent.code == 0, agent.err[-3000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(4)]
+    return {
+        group: [json.loads((folder / f"{group}-rank{rank}.json").read_text()) for rank in range(4)] for group in groups
+    }
 
 
-def test_ulysses_ranks_share_a_host(tmp_path):
-    told = on_two_hosts(tmp_path, 2, 2)
+def test_ulysses_ranks_share_a_host(on_two_hosts):
+    told = on_two_hosts["2x2"]
     assert [rank["ulysses"] for rank in told] == [[0, 1], [0, 1], [2, 3], [2, 3]]
     assert {(rank["slots_per_node"], rank["near_slots"]) for rank in told} == {(1, 1)}
 
 
-def test_documents_that_fit_a_host_stay_there(tmp_path):
-    told = on_two_hosts(tmp_path, 4, 1)
+def test_documents_that_fit_a_host_stay_there(on_two_hosts):
+    told = on_two_hosts["4x1"]
     assert {(rank["slots_per_node"], rank["near_slots"]) for rank in told} == {(2, 2)}
     assert all(rank["received"] == rank["planned"] for rank in told)
     hosts = {tuple({slot // 2 for slot in slots}) for length, slots in told[0]["owners"] if length == 180}
