@@ -59,7 +59,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Gather:
-    """The keys of a remote call, picked from the slot's own rows and from those that its messages brought."""
+    """The keys of a remote call, picked from the slot's own rows and from those that its message brought."""
 
     rows: Tensor
     """In the order of the call's segments: rows of the slot, and from `num_own` on borrowed ones."""
