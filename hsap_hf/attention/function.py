@@ -219,11 +219,13 @@ def _backward_remote(
     """
     q, k, v, _, out, lse, _ = saved
     result = part.take(grad_out), part.take(out), part.take(lse, 1)
-    room = part.take(grads[0]) if grads is not None else None
+    room_q = part.take(grads[0]) if grads is not None else None
     problem = _problem(call, part, q, *_far_keys(gather, (k, v), theirs))
-    far_q, *far_kv = call.kernel.backward(problem, *result, (room, None, None))
+    room_kv = (None, None) if gather.place is None else (to_them[0][gather.place], to_them[1][gather.place])
+    far_q, *far_kv = call.kernel.backward(problem, *result, (room_q, *room_kv))
     far_pair = far_kv[0], far_kv[1]
-    sum_rows(to_them, far_pair, gather.sums, first=gather.num_own, add=False)
+    if gather.place is None:
+        sum_rows(to_them, far_pair, gather.sums, first=gather.num_own, add=False)
     if grads is None:
         return far_q
     sum_rows((grads[1][: gather.own_stop], grads[2][: gather.own_stop]), far_pair, gather.sums, add=False)
@@ -243,7 +245,9 @@ def _attend_into(call: Call, part: Part, problem: Problem, out: Tensor, lse: Ten
 
 def _far_keys(gather: Gather, own: Pair, theirs: Pair) -> Pair:
     """Keys and values of a remote call, in the order of its segments."""
-    return theirs if gather.in_place else split(take_rows(own, theirs, gather.rows), own[0].shape[-1])
+    if gather.place is not None:
+        return theirs[0][gather.place], theirs[1][gather.place]
+    return split(take_rows(own, theirs, gather.rows), own[0].shape[-1])
 
 
 def _scatter_pair(call: Call, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,8 +63,8 @@ class Gather:
 
     rows: Tensor
     """In the order of the call's segments: rows of the slot, and from `num_own` on borrowed ones."""
-    in_place: bool
-    """They are the borrowed rows as they arrive."""
+    place: slice | None
+    """They are these borrowed rows, as they arrive."""
     num_own: int
     own_stop: int
     """Rows of the slot from here on are not among them."""
@@ -88,7 +88,9 @@ def make_gather(sources: list[tuple[bool, int, int]], own: int, borrowed: int, d
     """sources: (is own, row in its source, length) of every run of keys. own, borrowed: rows of the sources."""
     is_own, row, length = np.array(sources, dtype=np.int64).reshape(-1, 3).T
     rows = span_rows(row + np.where(is_own, 0, own), length)
-    in_place = len(rows) == borrowed and bool((rows == np.arange(own, own + borrowed)).all())
+    place = None
+    if len(rows) and rows[0] >= own and (np.diff(rows) == 1).all():
+        place = slice(int(rows[0]) - own, int(rows[-1]) + 1 - own)
     own_stop = int(rows[rows < own].max(initial=-1)) + 1
     index = index_tensor(rows, device)
-    return Gather(index, in_place, own, own_stop, RowSums(index, own + borrowed))
+    return Gather(index, place, own, own_stop, RowSums(index, own + borrowed))

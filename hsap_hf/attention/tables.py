@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -111,6 +112,8 @@ def _remote(
             keys = _overlaps([(False, *entry) for entry in theirs], low, piece.stop)
             if apart:
                 keys = sorted(keys + _overlaps([(True, *entry) for entry in mine], low, piece.stop))
+            else:  # all of them are seen by all rows, so that their order is free
+                keys.sort(key=itemgetter(2))
             if keys:
                 sources = [(is_own, at, length) for _, is_own, at, length in keys]
                 segments.append(_Segment(row, piece.stop - piece.start, sources))

@@ -63,14 +63,18 @@ def compile_exchange(
 ) -> Exchange:
     """Tables of one slot. All slots agree on the messages, because all hold the same plan.
 
-    What one slot sends another is shared among the messages as evenly as whole grains allow.
+    What one slot sends another comes in the order of the receiver's own rows, so that kernels can mostly take it as it
+    arrives, and is shared among the messages as evenly as whole grains allow.
     """
     row = 0
     row_of: dict[int, list[tuple[int, int, int]]] = {}
     for piece in plan.slots[slot]:
         row_of.setdefault(piece.doc, []).append((piece.start, piece.stop, row))
         row += piece.stop - piece.start
-    sent, fetched = sends(plan, slot, window), fetches(plan, slot, window)
+    wanted = sends(plan, slot, window)
+    ranked = {receiver: _ranked(plan, receiver) for receiver in {slot, *(send.to_slot for send in wanted)}}
+    sent = sorted(wanted, key=lambda run: (run.to_slot, ranked[run.to_slot][run.doc], run.start))
+    fetched = sorted(fetches(plan, slot, window), key=lambda run: (run.from_slot, ranked[slot][run.doc], run.start))
     starts, lengths = [], []
     messages, in_order = [], []
     num_sent = num_borrowed = 0
@@ -97,8 +101,13 @@ def compile_exchange(
     return Exchange(tuple(messages), order, tuple(in_order), returns, int(rows.max(initial=-1)) + 1)
 
 
+def _ranked(plan: Plan, slot: int) -> dict[int, int]:
+    """The slot's cut documents, numbered as its rows hold them."""
+    return {doc: rank for rank, doc in enumerate(dict.fromkeys(piece.doc for piece in plan.cut_pieces(slot)))}
+
+
 def _shares(runs: Sequence[Send] | Sequence[Fetch], number: int, count: int) -> Iterator[tuple[int, int, int, int]]:
-    """Share `number` of `count` of what each two slots exchange. runs: (other slot, doc, start, stop), ascending."""
+    """Share `number` of `count` of what each two slots exchange. runs: (other slot, doc, start, stop), by slot."""
     if count == 1:
         yield from runs
         return

@@ -47,8 +47,7 @@ def sends(plan: Plan, slot: int, window: int | None = None) -> tuple[Send, ...]:
 
 def _cut_documents_on(plan: Plan, slot: int) -> Sequence[tuple[int, Sequence[Owned]]]:
     """Cut documents with rows on `slot`, each once, with all their owners."""
-    cut = plan.cut_documents
-    return [(doc, cut[doc]) for doc in dict.fromkeys([piece.doc for piece in plan.slots[slot]]) if doc in cut]
+    return [(doc, plan.cut_documents[doc]) for doc in dict.fromkeys([piece.doc for piece in plan.cut_pieces(slot)])]
 
 
 def _needed(mine: Sequence[Owned], window: int | None) -> list[tuple[int, int]]:

@@ -77,6 +77,12 @@ class Plan:
             owned.setdefault(doc, []).append(Owned(start, stop, slot))
         return {doc: tuple(rows) for doc, rows in owned.items()}
 
+    def cut_pieces(self, slot: int) -> Sequence[Piece]:
+        """The pieces of cut documents on `slot`, in local row order."""
+        if isinstance(self.slots, Slots):
+            return self.slots.cut(slot)
+        return [piece for piece in self.slots[slot] if piece.doc in self.cut_documents]
+
     @cached_property
     def most_fetched(self) -> int:
         """Rows that the slot which fetches most needs from others, under full causal attention."""

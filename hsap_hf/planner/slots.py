@@ -52,6 +52,10 @@ class Slots(Sequence[tuple[Piece, ...]]):
             self._made[slot] = (*self._cut[slot], *(Piece(doc, 0, lengths[doc]) for doc in longest_first))
         return self._made[slot]
 
+    def cut(self, slot: int) -> Sequence[Piece]:
+        """Of a slot's pieces those of cut documents, which come first; makes no others."""
+        return self._cut[slot]
+
     def __iter__(self) -> Iterator[tuple[Piece, ...]]:
         return map(self.__getitem__, range(len(self)))
 

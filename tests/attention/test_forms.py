@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hsap_hf.attention.tables import compile_tables
 from hsap_hf.cli.bench.mixes import mixes
-from hsap_hf.planner import compile_plan
+from hsap_hf.planner import Piece, Plan, compile_plan
 from hsap_hf.planner.cost import best_num_messages
 
 CPU = torch.device("cpu")
@@ -51,6 +51,23 @@ def test_merged_leaves_every_row_to_the_local_call_and_reads_borrowed_keys_only(
             needed = [set((gather.rows - gather.num_own).tolist()) for _, gather in remote.calls]
             assert set().union(*needed) == set(range(sum(message.receive_rows)))
             assert sum(map(len, needed)) == sum(message.receive_rows)  # no key in two calls
+
+
+@pytest.mark.parametrize("name", ["one_long", "hybrid", "longtail"])
+@pytest.mark.parametrize("size", [65_536, 131_072])
+def test_two_slots_attend_to_borrowed_keys_as_they_arrive(name, size):
+    lengths = mixes(size)[f"{name}_{size // 1024}k"]
+    calls = [call for tables, _ in every_slot(lengths, 2, None) for remote in tables.remotes for call in remote.calls]
+    assert calls
+    assert [part.segments.k_lengths for part, gather in calls if gather.place is None] == []
+
+
+def test_keys_of_several_slots_are_taken_as_they_arrive_where_all_rows_see_them():
+    """Slot 2 has the end of the document, slot 1 what is in the middle of what slot 0 has."""
+    pieces = ((Piece(0, 0, 9), Piece(0, 20, 31)), (Piece(0, 9, 20),), (Piece(0, 31, 40),))
+    [(part, gather)] = compile_tables(Plan((40,), 3, pieces), 2, None, CPU).remotes[0].calls
+    assert part.segments.k_lengths == (31,)
+    assert gather.place == slice(0, 31)
 
 
 @pytest.mark.parametrize(
