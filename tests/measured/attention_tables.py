@@ -14,10 +14,14 @@ Row = dict[str, Any]
 
 AFTERNOON, EARLIER = "attention_2xh200_afternoon", "attention_2xh200_earlier"
 FILES = {
+    "attention_2xh100": (
+        "2026-11-28",
+        "By the newest engine; every way ran for 0.8 s before it counted. All on one machine; of 128k two packs.",
+    ),
     "attention_2xh200": (
         "2026-11-27, evening",
-        """By the newest engine, which could still attend rows that wait for keys apart; every way ran for
-0.8 s before it counted. All on one machine.""",
+        """After 0.8 s, by an engine whose borrowed keys did not always come in the order of the rows that
+ask for them, and which could still attend rows that wait for keys apart. All on one machine.""",
     ),
     "attention_2xh200_zeros": (
         "2026-11-27, evening",
@@ -37,7 +41,7 @@ that wait for keys could be attended apart, and `launch_ms` also holds what the 
         "2026-11-27, not settled",
         "Without the 0.8 s, by an engine with 4 multiprocessors a neighbour.",
     ),
-    "attention_2xh100": (
+    "attention_2xh100_before": (
         "2026-11-27, not settled",
         """Without the 0.8 s, by the engine before keys could come in several messages (between two GPUs
 they come in one still).""",
@@ -66,10 +70,10 @@ share a pack: [performance.md](../performance.md#where-the-rest-goes).
 
 In a file, a row also has every rank's times (`by_rank_ms`), every round's and rank's ideal (`ideals_ms`), the host's
 time to launch (`launch_ms`), the largest differences from the one GPU's result relative to its largest entry
-(`differences`), what was received and, but for the H100s', what the plan says; ring-flash-attention's bytes are not
-counted. "nccl" is NVLink, "nccl without peer-to-peer" is `--slow-link` (`NCCL_P2P_DISABLE=1`, 23 GB/s). Rows called
-`hsap apart` in attention_2xh200 and `meeting` in attention_2xh200_earlier are of what the command no longer has
-([design-notes.md](../design-notes.md)); they are not shown. The other files of this folder belong to other parts of
+(`differences`), what was received and, but for attention_2xh100_before, what the plan says; ring-flash-attention's
+bytes are not counted. "nccl" is NVLink, "nccl without peer-to-peer" is `--slow-link` (`NCCL_P2P_DISABLE=1`, 23 GB/s).
+Rows called `hsap apart` in attention_2xh200 and `meeting` in attention_2xh200_earlier are of what the command no longer
+has ([design-notes.md](../design-notes.md)); they are not shown. The other files of this folder belong to other parts of
 performance.md.
 """
 _WAYS = ("hsap", "ulysses", "ring llama3", "ring zigzag", "whole pack beside copies", "whole pack beside own copies")

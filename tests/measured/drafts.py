@@ -66,10 +66,11 @@ def measured(bench, shape, lengths):
         rows = [sum(f.stop - f.start for f in fetches(plan, slot)) for slot in range(bench.size)]
         told.append((len(plan.cut_documents), rows))
     turns = [whole, *entries]
-    for _ in range(ROUNDS):
-        for entry in turns:
+    for number in range(2 * ROUNDS):  # nobody always comes first, or after the same
+        first = number % len(turns)
+        order = [*turns[first:], *turns[:first]]
+        for entry in reversed(order) if number % 2 else order:
             entry.time(bench)
-        turns.reverse()
     ideal = float(torch.stack(whole.times)[..., :2].mean(1).median(0).values.sum())
     return [(entry.name, ideal / entry.milliseconds(), *facts) for entry, facts in zip(entries, told, strict=True)]
 
