@@ -63,8 +63,8 @@ def compile_exchange(
 ) -> Exchange:
     """Tables of one slot. All slots agree on the messages, because all hold the same plan.
 
-    What one slot sends another comes in the order of the receiver's own rows, so that kernels can mostly take it as it
-    arrives, and is shared among the messages as evenly as whole grains allow.
+    What one slot sends another comes in the order of the receiver's own rows, so that between two slots kernels mostly
+    take it as it arrives, and is shared among the messages as evenly as whole grains allow.
     """
     row = 0
     row_of: dict[int, list[tuple[int, int, int]]] = {}

@@ -62,6 +62,20 @@ def test_two_slots_attend_to_borrowed_keys_as_they_arrive(name, size):
     assert [part.segments.k_lengths for part, gather in calls if gather.place is None] == []
 
 
+def test_two_calls_of_one_message_read_their_own_keys_of_it():
+    [first, _] = (tables for tables, _ in every_slot(mixes(131_072)["hybrid_128k"], 2, None))
+    assert [gather.place for _, gather in first.remotes[0].calls] == [slice(0, 34_891), slice(34_891, 35_738)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(lengths_of_packs, st.integers(2, 6), st.integers(1, 3))
+def test_keys_taken_as_they_arrive_are_those_that_would_be_gathered(lengths, context_size, num_messages):
+    for tables, tokens in every_slot(lengths, context_size, None, num_messages):
+        for _, gather in (call for remote in tables.remotes for call in remote.calls):
+            if gather.place is not None:
+                assert (gather.rows - tokens).tolist() == list(range(gather.place.start, gather.place.stop))
+
+
 def test_keys_of_several_slots_are_taken_as_they_arrive_where_all_rows_see_them():
     """Slot 2 has the end of the document, slot 1 what is in the middle of what slot 0 has."""
     pieces = ((Piece(0, 0, 9), Piece(0, 20, 31)), (Piece(0, 9, 20),), (Piece(0, 31, 40),))

@@ -1,4 +1,5 @@
-"""Drafts of the planner in the place of the one that it chooses, timed as `hsap bench attention` times ways:
+"""Drafts of the planner in the place of the one that it chooses, timed as `hsap bench attention` times ways, but in
+more rounds:
 
 torchrun --nproc-per-node 2 tests/measured/drafts.py 65536 131072
 """
@@ -66,10 +67,10 @@ def measured(bench, shape, lengths):
         rows = [sum(f.stop - f.start for f in fetches(plan, slot)) for slot in range(bench.size)]
         told.append((len(plan.cut_documents), rows))
     turns = [whole, *entries]
-    for number in range(2 * ROUNDS):  # nobody always comes first, or after the same
+    for number in range(2 * ROUNDS):  # another one first every time, backwards every second
         first = number % len(turns)
         order = [*turns[first:], *turns[:first]]
-        for entry in reversed(order) if number % 2 else order:
+        for entry in [order[0], *reversed(order[1:])] if number % 2 else order:
             entry.time(bench)
     ideal = float(torch.stack(whole.times)[..., :2].mean(1).median(0).values.sum())
     return [(entry.name, ideal / entry.milliseconds(), *facts) for entry, facts in zip(entries, told, strict=True)]
