@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from hsap_hf.attention.kernels import Kernel, Problem, Scores
 from hsap_hf.attention.lane import Lane
 from hsap_hf.attention.merge import add_sinks, merge_rows, sink_grads
-from hsap_hf.attention.segments import Gather, Part
+from hsap_hf.attention.segments import Keys, Part
 from hsap_hf.attention.tables import SlotTables
 from hsap_hf.comm.axis import Axis, Pending
 from hsap_hf.comm.exchange import fetch_keys, return_key_grads
@@ -74,7 +74,7 @@ class HsapAttention(torch.autograd.Function):
 def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Tensor | None) -> tuple[Tensor, Saved]:
     """The output [T, N, Hv] and what `backward` needs."""
     local, exchange = call.tables.local, call.tables.exchange
-    k, v = (x.contiguous() for x in _scatter_pair(call, k_TGH, v_TGH))
+    k, v = _scatter_pair(call, k_TGH, v_TGH)
     borrowed, arriving = fetch_keys(k, v, exchange, call.context)
     q = scatter_heads(q_TNH, call.rows, call.ulysses).contiguous()
     results = None
@@ -87,8 +87,8 @@ def forward(call: Call, q_TNH: Tensor, k_TGH: Tensor, v_TGH: Tensor, sinks_N: Te
         for remote, message in zip(call.tables.remotes, arriving, strict=True):
             message.wait()
             theirs = split(borrowed[remote.borrowed], k.shape[-1])
-            for part, gather in remote.calls:
-                problem = _problem(call, part, q, *_far_keys(gather, (k, v), theirs))
+            for part, keys in remote.calls:
+                problem = _problem(call, part, q, *_far_keys(keys, (k, v), theirs))
                 if call.tables.apart:
                     _attend_into(call, part, problem, out, lse)
                 else:
@@ -205,7 +205,7 @@ def _backward_remote(
     call: Call,
     saved: Saved,
     part: Part,
-    gather: Gather,
+    keys: Keys,
     theirs: Pair,
     to_them: Pair,
     grad_out: Tensor,
@@ -220,16 +220,15 @@ def _backward_remote(
     q, k, v, _, out, lse, _ = saved
     result = part.take(grad_out), part.take(out), part.take(lse, 1)
     room_q = part.take(grads[0]) if grads is not None else None
-    problem = _problem(call, part, q, *_far_keys(gather, (k, v), theirs))
-    room_kv = (None, None) if gather.place is None else (to_them[0][gather.place], to_them[1][gather.place])
+    problem = _problem(call, part, q, *_far_keys(keys, (k, v), theirs))
+    room_kv = (to_them[0][keys], to_them[1][keys]) if isinstance(keys, slice) else (None, None)
     far_q, *far_kv = call.kernel.backward(problem, *result, (room_q, *room_kv))
-    far_pair = far_kv[0], far_kv[1]
-    if gather.place is None:
-        sum_rows(to_them, far_pair, gather.sums, first=gather.num_own, add=False)
-    if grads is None:
-        return far_q
-    sum_rows((grads[1][: gather.own_stop], grads[2][: gather.own_stop]), far_pair, gather.sums, add=False)
-    return None
+    if not isinstance(keys, slice):
+        far_pair = far_kv[0], far_kv[1]
+        sum_rows(to_them, far_pair, keys.sums, first=keys.num_own, add=False)
+        if grads is not None:
+            sum_rows((grads[1][: keys.own_stop], grads[2][: keys.own_stop]), far_pair, keys.sums, add=False)
+    return far_q if grads is None else None
 
 
 def _is_all(parts: Sequence[Part], rows: int) -> bool:
@@ -243,17 +242,17 @@ def _attend_into(call: Call, part: Part, problem: Problem, out: Tensor, lse: Ten
     part.take(lse, 1).copy_(part_lse)
 
 
-def _far_keys(gather: Gather, own: Pair, theirs: Pair) -> Pair:
+def _far_keys(keys: Keys, own: Pair, theirs: Pair) -> Pair:
     """Keys and values of a remote call, in the order of its segments."""
-    if gather.place is not None:
-        return theirs[0][gather.place], theirs[1][gather.place]
-    return split(take_rows(own, theirs, gather.rows), own[0].shape[-1])
+    if isinstance(keys, slice):
+        return theirs[0][keys], theirs[1][keys]
+    return split(take_rows(own, theirs, keys.rows), own[0].shape[-1])
 
 
 def _scatter_pair(call: Call, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values trade heads for tokens in one message."""
+    """Keys and values trade heads for tokens in one message: views, each row of each head contiguous."""
     if call.ulysses.size == 1:
-        return k, v
+        return k.contiguous(), v.contiguous()
     return split(scatter_heads(torch.cat([k, v], -1), call.rows, call.ulysses, call.heads.kv_index), k.shape[-1])
 
 

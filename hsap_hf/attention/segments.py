@@ -59,17 +59,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Gather:
-    """The keys of a remote call, picked from the slot's own rows and from those that its message brought."""
+    """Keys picked from the slot's own rows and from those that a message brought."""
 
     rows: Tensor
     """In the order of the call's segments: rows of the slot, and from `num_own` on borrowed ones."""
-    place: slice | None
-    """They are these borrowed rows, as they arrive."""
     num_own: int
     own_stop: int
     """Rows of the slot from here on are not among them."""
     sums: RowSums
     """The adjoint: onto the slot's own rows, then the borrowed ones. A row that several segments see gets several."""
+
+
+Keys = slice | Gather
+"""The keys of a remote call: borrowed rows as they arrive, or a gather."""
 
 
 def make_part(
@@ -84,13 +86,12 @@ def make_part(
     return Part(segments, start, start + sum(q_lengths), causal)
 
 
-def make_gather(sources: list[tuple[bool, int, int]], own: int, borrowed: int, device: torch.device) -> Gather:
+def make_keys(sources: list[tuple[bool, int, int]], own: int, borrowed: int, device: torch.device) -> Keys:
     """sources: (is own, row in its source, length) of every run of keys. own, borrowed: rows of the sources."""
     is_own, row, length = np.array(sources, dtype=np.int64).reshape(-1, 3).T
     rows = span_rows(row + np.where(is_own, 0, own), length)
-    place = None
     if len(rows) and rows[0] >= own and (np.diff(rows) == 1).all():
-        place = slice(int(rows[0]) - own, int(rows[-1]) + 1 - own)
+        return slice(int(rows[0]) - own, int(rows[-1]) + 1 - own)
     own_stop = int(rows[rows < own].max(initial=-1)) + 1
     index = index_tensor(rows, device)
-    return Gather(index, place, own, own_stop, RowSums(index, own + borrowed))
+    return Gather(index, own, own_stop, RowSums(index, own + borrowed))

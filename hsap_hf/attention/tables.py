@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hsap_hf.attention.segments import Gather, Part, make_gather, make_part
+from hsap_hf.attention.segments import Keys, Part, make_keys, make_part
 from hsap_hf.comm.exchange import Exchange, compile_exchange
 from hsap_hf.comm.spans import offsets
 from hsap_hf.planner import Piece, Plan
@@ -24,7 +24,7 @@ class Remote:
 
     borrowed: slice
     """The rows it brings."""
-    calls: tuple[tuple[Part, Gather], ...]
+    calls: tuple[tuple[Part, Keys], ...]
     """Rows of cut documents against borrowed keys, one call for each run of neighbours. No two need the same keys."""
 
 
@@ -121,7 +121,7 @@ def _remote(
     for run in _runs(segments):
         part = _part(run, [sum(length for *_, length in segment.sources) for segment in run], apart, device)
         sources = [source for segment in run for source in segment.sources]
-        calls.append((part, make_gather(sources, tokens, place.stop - place.start, device)))
+        calls.append((part, make_keys(sources, tokens, place.stop - place.start, device)))
     return Remote(place, tuple(calls))
 
 

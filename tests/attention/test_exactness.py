@@ -51,7 +51,7 @@ def test_one_document_and_more_ranks_than_tokens_or_documents(lengths, group):
 def test_two_calls_that_read_and_write_borrowed_rows_in_place(kernel, num_messages):
     pack = random_pack([441, 117, 73, 44, 144, 27, 119])
     calls = compile_tables(compile_plan(pack.lengths, 2), 1, None, torch.device("cpu")).remotes[0].calls
-    assert [gather.place for _, gather in calls] == [slice(0, 201), slice(201, 220)]
+    assert [keys for _, keys in calls] == [slice(0, 201), slice(201, 220)]
     got, _ = by_loopback(pack, 2, kernel=kernel, num_messages=num_messages)
     assert largest_difference(got, by_reference(pack)) <= 1e-10
 

@@ -28,6 +28,13 @@ def parts_of(tables):
     return [*far, *tables.local]
 
 
+def borrowed_rows(keys):
+    """The rows of a merged call's message, in the order of its segments."""
+    if isinstance(keys, slice):
+        return list(range(keys.start, keys.stop))
+    return (keys.rows - keys.num_own).tolist()
+
+
 @settings(max_examples=80, deadline=None)
 @given(lengths_of_packs, st.integers(2, 6), st.integers(1, 500))
 def test_apart_splits_the_rows_into_two_runs_of_neighbours(lengths, context_size, window):
@@ -48,7 +55,7 @@ def test_merged_leaves_every_row_to_the_local_call_and_reads_borrowed_keys_only(
         assert len(tables.remotes) == len(tables.exchange.messages)
         for remote, message in zip(tables.remotes, tables.exchange.messages, strict=True):
             assert remote.borrowed == message.borrowed
-            needed = [set((gather.rows - gather.num_own).tolist()) for _, gather in remote.calls]
+            needed = [set(borrowed_rows(keys)) for _, keys in remote.calls]
             assert set().union(*needed) == set(range(sum(message.receive_rows)))
             assert sum(map(len, needed)) == sum(message.receive_rows)  # no key in two calls
 
@@ -59,29 +66,46 @@ def test_two_slots_attend_to_borrowed_keys_as_they_arrive(name, size):
     lengths = mixes(size)[f"{name}_{size // 1024}k"]
     calls = [call for tables, _ in every_slot(lengths, 2, None) for remote in tables.remotes for call in remote.calls]
     assert calls
-    assert [part.segments.k_lengths for part, gather in calls if gather.place is None] == []
+    assert [part.segments.k_lengths for part, keys in calls if not isinstance(keys, slice)] == []
 
 
 def test_two_calls_of_one_message_read_their_own_keys_of_it():
     [first, _] = (tables for tables, _ in every_slot(mixes(131_072)["hybrid_128k"], 2, None))
-    assert [gather.place for _, gather in first.remotes[0].calls] == [slice(0, 34_891), slice(34_891, 35_738)]
+    assert [keys for _, keys in first.remotes[0].calls] == [slice(0, 34_891), slice(34_891, 35_738)]
 
 
 @settings(max_examples=80, deadline=None)
 @given(lengths_of_packs, st.integers(2, 6), st.integers(1, 3))
-def test_keys_taken_as_they_arrive_are_those_that_would_be_gathered(lengths, context_size, num_messages):
-    for tables, tokens in every_slot(lengths, context_size, None, num_messages):
-        for _, gather in (call for remote in tables.remotes for call in remote.calls):
-            if gather.place is not None:
-                assert (gather.rows - tokens).tolist() == list(range(gather.place.start, gather.place.stop))
+def test_every_segment_gets_the_keys_of_its_document_before_it(lengths, context_size, num_messages):
+    """Those that others have, once each, over all messages; gathered or as they arrive."""
+    plan = compile_plan(lengths, context_size)
+    for slot, pieces in enumerate(plan.slots):
+        tables = compile_tables(plan, slot, None, CPU, num_messages=num_messages)
+        arrived = [(fetch.doc, row) for fetch in tables.exchange.fetched for row in range(fetch.start, fetch.stop)]
+        seen = {}
+        for remote in tables.remotes:
+            for part, keys in remote.calls:
+                found = [arrived[remote.borrowed.start + row] for row in borrowed_rows(keys)]
+                at = part.start
+                for rows, count in zip(part.segments.q_lengths, part.segments.k_lengths, strict=True):
+                    seen.setdefault((at, rows), []).extend(found[:count])
+                    found, at = found[count:], at + rows
+                assert not found
+        row, expected = 0, {}
+        for doc, start, stop in pieces:
+            before = set(range(start)) - {key for piece in pieces if piece.doc == doc for key in range(*piece[1:])}
+            if before:
+                expected[row, stop - start] = [(doc, key) for key in sorted(before)]
+            row += stop - start
+        assert {segment: sorted(keys) for segment, keys in seen.items()} == expected
 
 
 def test_keys_of_several_slots_are_taken_as_they_arrive_where_all_rows_see_them():
     """Slot 2 has the end of the document, slot 1 what is in the middle of what slot 0 has."""
     pieces = ((Piece(0, 0, 9), Piece(0, 20, 31)), (Piece(0, 9, 20),), (Piece(0, 31, 40),))
-    [(part, gather)] = compile_tables(Plan((40,), 3, pieces), 2, None, CPU).remotes[0].calls
+    [(part, keys)] = compile_tables(Plan((40,), 3, pieces), 2, None, CPU).remotes[0].calls
     assert part.segments.k_lengths == (31,)
-    assert gather.place == slice(0, 31)
+    assert keys == slice(0, 31)
 
 
 @pytest.mark.parametrize(
