@@ -12,44 +12,34 @@ from hsap_hf.cli.bench.table import way_label
 
 Row = dict[str, Any]
 
-AFTERNOON, EARLIER = "attention_2xh200_afternoon", "attention_2xh200_earlier"
-FILES = {
-    "attention_2xh100": (
-        "2026-11-28",
-        "By the newest engine; every way ran for 0.8 s before it counted. All on one machine; of 128k two packs.",
-    ),
-    "attention_2xh200": (
+NEWEST = {
+    "attention_2xh100": ("2026-11-28", "All on one machine; of 128k two packs."),
+    "attention_2xh200": ("2026-11-28", "All on one machine."),
+    "attention_4xh200": ("2026-11-28", "All on one machine; of 128k two packs."),
+}
+"""By today's engine, every way run for 0.8 s before it counts: what performance.md shows."""
+FILES = NEWEST | {
+    "attention_2xh200_power": (
         "2026-11-27, evening",
-        """After 0.8 s, by an engine whose borrowed keys did not always come in the order of the rows that
-ask for them, and which could still attend rows that wait for keys apart. All on one machine.""",
-    ),
-    "attention_2xh200_zeros": (
-        "2026-11-27, evening",
-        "On the same machine, with `--zeros`: 407 to 451 W where the others drew 690.",
-    ),
-    AFTERNOON: (
-        "2026-11-27, afternoon",
-        """On other H200s, by an engine that built indices of rows it did not need. Copies were made
-once a call, which is seldom where calls are long.""",
+        """What awake links cost. All on one machine, after 0.8 s, by an engine whose borrowed keys did not always come
+in the order of the rows that ask for them, and which could still attend rows that wait for keys apart. With `--zeros`
+GPUs drew 407 to 451 W, without 690.""",
     ),
     "attention_2xh200_before": (
         "2026-11-27, morning",
-        """On other H200s, also after 0.8 s. The exchange asked for 4 multiprocessors, not 8, rows
-that wait for keys could be attended apart, and `launch_ms` also holds what the host waited for a full queue.""",
+        """With ring-flash-attention, and the slow link at 128k. On other H200s, after 0.8 s too. The exchange asked for
+4 multiprocessors, not 8, rows that wait for keys could be attended apart, and `launch_ms` also holds what the host
+waited for a full queue.""",
     ),
-    "attention_4xh200": (
+    "attention_4xh200_before": (
         "2026-11-27, not settled",
-        "Without the 0.8 s, by an engine with 4 multiprocessors a neighbour.",
+        """With ring-flash-attention, and the slow link in one and in two messages. Without the 0.8 s, by an engine with
+4 multiprocessors a neighbour.""",
     ),
     "attention_2xh100_before": (
         "2026-11-27, not settled",
-        """Without the 0.8 s, by the engine before keys could come in several messages (between two GPUs
-they come in one still).""",
-    ),
-    EARLIER: (
-        "before 2026-11-27, noon, not settled",
-        """On several machines, without the 0.8 s, so the order of ways is in these figures.
-Packs that were measured twice are there twice.""",
+        """With ring-flash-attention, torch's kernel and the slow link. Without the 0.8 s, by the engine before keys
+could come in several messages (between two GPUs they come in one still).""",
     ),
 }
 """In the order of the page: when it was measured, and how."""
@@ -72,12 +62,12 @@ In a file, a row also has every rank's times (`by_rank_ms`), every round's and r
 time to launch (`launch_ms`), the largest differences from the one GPU's result relative to its largest entry
 (`differences`), what was received and, but for attention_2xh100_before, what the plan says; ring-flash-attention's
 bytes are not counted. "nccl" is NVLink, "nccl without peer-to-peer" is `--slow-link` (`NCCL_P2P_DISABLE=1`, 23 GB/s).
-Rows called `hsap apart` in attention_2xh200 and `meeting` in attention_2xh200_earlier are of what the command no longer
-has ([design-notes.md](../design-notes.md)); they are not shown. The other files of this folder belong to other parts of
+Rows called `hsap apart` in attention_2xh200_power are of a form that the command no longer has
+([design-notes.md](../design-notes.md)); they are not shown. The other files of this folder belong to other parts of
 performance.md.
 """
 _WAYS = ("hsap", "ulysses", "ring llama3", "ring zigzag", "whole pack beside copies", "whole pack beside own copies")
-_GONE = ("hsap apart", "meeting")
+_GONE = "hsap apart"
 _MIXES = ("one_long", "hybrid", "longtail", "all_short")
 
 
@@ -93,14 +83,13 @@ def page(folder: Path) -> str:
 
 
 def summary(folder: Path) -> str:
-    """A line for every file but two that newer ones replace, link, kernel and size: the share of the ideal of ours, in
-    every split and number of messages, and of the best other way."""
+    """A line for every file, link, kernel and size of today's engine: the share of the ideal of ours, in every split,
+    and of Ulysses."""
     head = ["day", "GPUs", "link", "kernel", "tokens", *_MIXES]
     lines = [head, ["---"] * len(head)]
-    for name, (day, _) in FILES.items():
-        groups = [] if name in (AFTERNOON, EARLIER) else _groups(_rows(folder, name), _terms)
-        for (link, kernel, size), rows in groups:
-            for way in sorted({way_label(row) for row in rows if row["way"].startswith("hsap")}):
+    for name, (day, _) in NEWEST.items():
+        for (link, kernel, size), rows in _groups(_rows(folder, name), _terms):
+            for way in sorted({way_label(row) for row in rows if row["way"].startswith("hsap")}, reverse=True):
                 shares = [_share(rows, f"{mix}_{size}", way) for mix in _MIXES]
                 gpus = f"[{_gpus(rows[0])}](measured/{name}.json)" + way.removeprefix("hsap")
                 lines.append([day, gpus, link, kernel, size, *shares])
@@ -108,9 +97,8 @@ def summary(folder: Path) -> str:
 
 
 def _rows(folder: Path, name: str) -> list[Row]:
-    """Those of ways that ran and that the command still has."""
-    rows = json.loads((folder / f"{name}.json").read_text())
-    return [row for row in rows if row["ratio"] is not None and row["way"] not in _GONE]
+    """Those of ways that the command still has."""
+    return [row for row in json.loads((folder / f"{name}.json").read_text()) if row["way"] != _GONE]
 
 
 def _gpus(row: Row) -> str:
@@ -123,15 +111,15 @@ def _kind(row: Row) -> tuple[str, str, bool]:
 
 def _terms(row: Row) -> tuple[str, str, str]:
     link = "NVLink" if row["link"] == "nccl" else "23 GB/s"
-    return link + (", zeros" if row.get("zeros") else ""), row["kernel"], row["pack"].rpartition("_")[2]
+    return link, row["kernel"], row["pack"].rpartition("_")[2]
 
 
 def _share(rows: Iterable[Row], pack: str, way: str) -> str:
     shares = {way_label(row): row["ratio"] for row in rows if row["pack"] == pack}
     if way not in shares:
         return ""
-    best = max(share for name, share in shares.items() if name.startswith(("ulysses", "ring")))
-    return f"**{shares[way]:.3f}** ({best:.3f})"
+    [ulysses] = [share for name, share in shares.items() if name.startswith("ulysses")]
+    return f"**{shares[way]:.3f}** ({ulysses:.3f})"
 
 
 def _groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[tuple[Any, list[Row]]]:
