@@ -69,6 +69,10 @@ class Dealer:
     def __post_init__(self) -> None:
         self._compiled = lru_cache(_KEPT_PLANS)(self._compile)
 
+    def forget_plans(self) -> None:
+        """Every batch is planned anew, as one that was not met before."""
+        self._compiled.cache_clear()
+
     @torch.compiler.disable
     def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Forward pre-hook."""

@@ -63,6 +63,13 @@ def test_every_pack_has_one_row_a_way(rows):
     assert {row["way"] for row in rows if row["note"]} == {"ring zigzag", "ring llama3"}
 
 
+def test_flop_are_those_of_the_pairs_that_are_seen(rows):
+    """Two products forward, of queries and keys and of scores and values, and five backward."""
+    for row in rows:
+        pairs = sum(i + 1 for length in PACKS[row["pack"]] for i in range(length))
+        assert row["tflop"] == pytest.approx([4 * 4 * 16 * pairs / 1e12, 10 * 4 * 16 * pairs / 1e12])
+
+
 def test_numbers_of_messages_are_rows_of_their_own():
     request = SimpleNamespace(splits=[(2, 1)], messages=[1, 2], beside_copies=False, shape=Shape(3, 1, 8, "auto"))
     bench = SimpleNamespace(

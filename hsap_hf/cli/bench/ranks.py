@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from itertools import groupby
@@ -20,7 +20,7 @@ from hsap_hf.cli.bench.peers import llama3_way, missing_peer, zigzag_way
 from hsap_hf.cli.bench.request import Request
 from hsap_hf.cli.bench.table import said
 from hsap_hf.cli.bench.ways import Way, hsap_way, whole_way
-from hsap_hf.cli.bench.whole_pack import WholePack, draw_pack
+from hsap_hf.cli.bench.whole_pack import Shape, WholePack, draw_pack
 from hsap_hf.comm import build_mesh
 from hsap_hf.comm.axis import ProcessAxis
 from hsap_hf.config import HsapPlugin
@@ -51,13 +51,20 @@ def measure(request: Request, device: torch.device, ranks: int) -> list[dict[str
         pack = draw_pack(lengths, request.shape, device, zeros=request.zeros)
         known = {"pack": name, "tokens": sum(lengths), "documents": len(lengths), "zeros": request.zeros, **constants}
         known |= {"kernel": pack.kernel.name, "kernel_version": pack.kernel.version()}
-        known |= {"dtype": str(pack.grad.dtype).removeprefix("torch.")}
+        known |= {"dtype": str(pack.grad.dtype).removeprefix("torch."), "tflop": _tflop(lengths, request.shape)}
         rows_of_pack = [known | row for row in _measure_pack(bench, pack, name)]
         if bench.mesh.group.rank == 0:
             for row in rows_of_pack:  # minutes pass, and whoever stops it keeps what was measured
                 typer.echo(said(row), err=True)
         rows += rows_of_pack
     return rows
+
+
+def _tflop(lengths: Sequence[int], shape: Shape) -> tuple[float, float]:
+    """Of the pack's attention, forward and backward: two and five products over the pairs that are seen."""
+    pairs = sum(length * (length + 1) for length in lengths) / 2
+    product = 2e-12 * shape.heads * shape.head_dim * pairs
+    return 2 * product, 5 * product
 
 
 def _plugin(context_size: int, ulysses_size: int) -> HsapPlugin:

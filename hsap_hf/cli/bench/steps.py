@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from itertools import chain
 from typing import Any
 
 import torch
+import transformers
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -24,13 +26,13 @@ from hsap_hf.cli.bench.job import answer
 from hsap_hf.cli.bench.step_times import StepClock, Waits, watch
 from hsap_hf.cli.bench.timing import median_ms
 from hsap_hf.cli.shapes import shape_of
-from hsap_hf.comm import HsapMesh, build_mesh, compile_deal, device_type_of, world_size
+from hsap_hf.comm import HsapMesh, build_mesh, device_type_of, world_size
 from hsap_hf.comm.loopback import lone_mesh
 from hsap_hf.config import HsapPlugin
 from hsap_hf.data import HsapDataCollator, PackedDataset
 from hsap_hf.errors import ConfigError
 from hsap_hf.hf import HsapHandle, causal_model, check_model_support
-from hsap_hf.planner import Plan, compile_plan
+from hsap_hf.planner import Plan
 from hsap_hf.train.model import load_model
 from hsap_hf.train.recipe import Recipe, build_training_arguments, load_recipe
 from hsap_hf.train.report import compute_dtype, kernel_name
@@ -115,7 +117,9 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     dtype = compute_dtype(model, arguments)
     return {
         "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
         "dtype": dtype,
         "kernel": kernel_name(plugin.kernel, model, arguments),
         "weights": base.num_parameters(),
@@ -153,7 +157,7 @@ def _train(
             "step_ms": statistics.median(clock.step_ms[asked.warmup : asked.warmup + asked.steps]),
             "exposed_ms": statistics.median(clock.exposed_ms[asked.warmup :] or clock.exposed_ms),
             "deal_ms": _deal_ms(handle, dataset, mesh, arguments.device),
-            "plan_ms": _plan_ms(handle.plan, mesh, arguments.device),
+            "tables_ms": _tables_ms(handle.plan, mesh, arguments.device),
         }
     return times, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
@@ -184,12 +188,14 @@ def _timed_lengths(dataset: DrawnPacks | PackedDataset, accumulated: int, asked:
 
 
 def _deal_ms(handle: HsapHandle, dataset: DrawnPacks | PackedDataset, mesh: HsapMesh, device: torch.device) -> float:
-    """Reading, agreeing, planning and dealing one batch while nothing else runs, from when all ranks have theirs."""
+    """Reading, agreeing, planning and dealing one batch that was not met before, while nothing else runs, from when all
+    ranks have theirs."""
     assert handle.dealer is not None
     times, world = [], mesh.world_host
     for index in range(min(10, dataset.num_packs)):
         batch = HsapDataCollator()([dataset[index * world.size + world.rank]])
         batch = {name: value.to(device) for name, value in batch.items()}
+        handle.dealer.forget_plans()
         world.all_reduce_max(torch.zeros(1), "start together")
         begun = time.perf_counter()
         handle.dealer.deal(batch)
@@ -199,20 +205,14 @@ def _deal_ms(handle: HsapHandle, dataset: DrawnPacks | PackedDataset, mesh: Hsap
     return statistics.median(times)
 
 
-def _plan_ms(plan: Plan, mesh: HsapMesh, device: torch.device) -> float:
-    """Plan, deal and one window's tables of a batch that was not met before."""
+def _tables_ms(plan: Plan, mesh: HsapMesh, device: torch.device) -> float:
+    """What the first layer adds for such a batch: the tables of one window, for all layers with it."""
 
-    def compile_all() -> None:
-        new = compile_plan(plan.lengths, mesh.context.size, ranks_per_node=mesh.slots_per_node)
-        compile_deal(new, _counts(len(plan.lengths), mesh.group.size), mesh.ulysses.size, mesh.group.rank, device)
+    def compile_once() -> None:
         words = {"near_slots": mesh.near_slots, "ulysses_size": mesh.ulysses.size}
-        compile_tables(new, mesh.context.rank, None, device, **words)
+        compile_tables(plan, mesh.context.rank, None, device, **words)
 
-    return median_ms(compile_all, 10, torch.device("cpu"))
-
-
-def _counts(documents: int, ranks: int) -> list[int]:
-    return [documents * (rank + 1) // ranks - documents * rank // ranks for rank in range(ranks)]
+    return median_ms(compile_once, 10, torch.device("cpu"))
 
 
 def _speeds(

@@ -8,7 +8,7 @@ from typing import Any
 _LIMITS = {"bfloat16": 2e-2, "float32": 1e-4}
 """Largest difference from the result of one rank, relative to the largest entry."""
 _REGRESSION = 0.03
-_COLUMNS = ("way", "fwd", "bwd", "ratio", "launch", "MHz", "W", "differs", "MiB", "planned")
+_COLUMNS = ("way", "fwd", "bwd", "ratio", "TFLOP/s", "launch", "MHz", "W", "differs", "MiB", "planned")
 
 
 def problems(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -62,9 +62,8 @@ def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
 
     first = rows[0]
     title = f"{first['kernel']} on {first['ranks']} ranks of {first['device']}, {first['dtype']}, {first['link']}, "
-    title += (
-        f"torch {first['torch']}\nms, median, slowest rank; launch: the host's time; MiB received forward and backward"
-    )
+    title += f"torch {first['torch']}\nms, median, slowest rank; TFLOP/s a rank; launch: the host's time; "
+    title += "MiB received; all forward and backward"
     title += "\nof zeros: no result is proven" if first["zeros"] else ""
     if first["device"] != "cpu" and first["ideal_clock_mhz"] is None:
         title += "\nMHz and W: pip install nvidia-ml-py"
@@ -78,7 +77,8 @@ def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
             table.add_section()
             ideal = row["ideal_forward_ms"], row["ideal_backward_ms"]
             met = _mean(row["ideal_clock_mhz"]), _mean(row["ideal_watts"])
-            table.add_row(f"{shown}: ideal", *(f"{ms:.2f}" for ms in ideal), "1.000", "", *met, "", "", "")
+            rates = _rates(row, *ideal)
+            table.add_row(f"{shown}: ideal", *(f"{ms:.2f}" for ms in ideal), "1.000", rates, "", *met, "", "", "")
         table.add_row(way_label(row), *_figures(row))
     page = console()
     page.print(table)
@@ -108,13 +108,21 @@ def way_label(row: dict[str, Any]) -> str:
 
 def _figures(row: dict[str, Any]) -> list[str]:
     if row["note"] is not None:
-        return [row["note"] if row["way"].startswith("ring") else "-", *["-"] * 8]
-    times = [f"{row['forward_ms']:.2f}", f"{row['backward_ms']:.2f}", f"{row['ratio']:.3f}", f"{row['launch_ms']:.2f}"]
+        return [row["note"] if row["way"].startswith("ring") else "-", *["-"] * 9]
+    times = [f"{row['forward_ms']:.2f}", f"{row['backward_ms']:.2f}", f"{row['ratio']:.3f}"]
+    times += [_rates(row, row["forward_ms"], row["backward_ms"]), f"{row['launch_ms']:.2f}"]
     times += [_mean(row["clock_mhz"]), _mean(row["watts"])]
     travelled = [
         "-" if row[name] is None else f"{max(row[name]) / 2**20:,.2f}" for name in ("received_bytes", "planned_bytes")
     ]
     return [*times, f"{max(row['differences'].values()):.1e}", *travelled]
+
+
+def _rates(row: dict[str, Any], *milliseconds: float) -> str:
+    """TFLOP/s a rank, forward and backward."""
+    return " ".join(
+        f"{1e3 * done / ms / row['ranks']:,.3g}" for done, ms in zip(row["tflop"], milliseconds, strict=True)
+    )
 
 
 def _mean(readings: Sequence[float] | None) -> str:

@@ -29,9 +29,11 @@ _COLUMNS = {
     "peak_gib": ("GiB", ".1f"),
     "exposed_ms": ("exchange", ",.2f"),
     "deal_ms": ("deal", ",.2f"),
+    "tables_ms": ("tables", ",.2f"),
     "loss_difference": ("differs", ".1e"),
 }
-"""Heading and form by the row's key. Exchange: what waiting for it adds to a step; deal: host time, ranks ready."""
+"""Heading and form by the row's key. Exchange: what waiting for it adds to a step; deal and tables: the host's time for
+a batch that was not met before, ranks ready."""
 
 RecipeAndOverrides = Annotated[
     list[str] | None, typer.Argument(metavar="[RECIPE.yaml] [section.key=value ...]", show_default=False)
