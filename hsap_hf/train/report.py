@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hsap_hf import __version__
-from hsap_hf.attention import Scores, choose_kernel
+from hsap_hf.attention import Scores, choose_kernel, find_kernel
 from hsap_hf.data import PackedDataset
 from hsap_hf.data.corpus import Corpus
 from hsap_hf.hf import HsapHandle, causal_model
@@ -29,13 +30,13 @@ def show_banner(
         "packs": f"{dataset.num_packs} of at most {recipe.packing.pack_tokens:,} tokens, dealt to one group each",
         "documents": f"{dataset.num_documents}, {dataset.num_tokens:,} tokens, {min(lengths):,} to {max(lengths):,}",
         "left out": f"{corpus.num_too_long} too long, {dataset.num_split_documents} split at the pack size",
-        "kernel": _kernel(recipe, handle, model, arguments),
+        **_kernel(recipe, handle, model, arguments),
         "model": f"{config.model_type}, {model.num_parameters():,} parameters, {config.num_hidden_layers} layers, "
         f"{config.num_attention_heads} query and {key_value_heads} key-value heads, {recipe.model.dtype}",
     }
     table = Table(title=f"hsap_hf {__version__}", title_justify="left", show_header=False, box=None)
     for name, text in rows.items():
-        table.add_row(f"[bold]{name}[/]", text)
+        table.add_row(f"[bold]{name}[/]", escape(text))
     Console().print(table)
 
 
@@ -78,14 +79,22 @@ def compute_dtype(model: Any, arguments: Any) -> str:
 
 def kernel_name(wanted: str, model: Any, arguments: Any) -> str:
     """The kernel that computes this model's attention."""
+    return choose_kernel(*_kernel_needs(wanted, model, arguments)).name
+
+
+def _kernel_needs(wanted: str, model: Any, arguments: Any) -> tuple[str, Scores, int, int, str, str]:
     config = causal_model(model).config
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     scores = Scores(dim**-0.5, None, getattr(config, "attn_logit_softcapping", None))
-    return choose_kernel(wanted, scores, dim, dim, compute_dtype(model, arguments), arguments.device.type).name
+    return wanted, scores, dim, dim, compute_dtype(model, arguments), arguments.device.type
 
 
-def _kernel(recipe: Recipe, handle: HsapHandle, model: Any, arguments: Any) -> str:
+def _kernel(recipe: Recipe, handle: HsapHandle, model: Any, arguments: Any) -> dict[str, str]:
+    """Lines of the banner: which kernel, and why no faster one."""
     if handle.mesh is None:
-        return f"{causal_model(model).config._attn_implementation} (stock)"
-    name, dtype = kernel_name(recipe.hsap.kernel, model, arguments), compute_dtype(model, arguments)
-    return f"{name} ({recipe.hsap.kernel}) on {arguments.device.type} in {dtype}"
+        return {"kernel": f"{causal_model(model).config._attn_implementation} (stock)"}
+    wanted = recipe.hsap.kernel
+    name, dtype = kernel_name(wanted, model, arguments), compute_dtype(model, arguments)
+    _, passed_over = find_kernel(*_kernel_needs(wanted, model, arguments))
+    lines = {"kernel": f"{name} ({wanted}) on {arguments.device.type} in {dtype}"}
+    return lines | ({"faster ones": "\n".join(passed_over)} if passed_over else {})

@@ -1,8 +1,12 @@
 """On a GPU: half precision stays within twice the error of the same kernel on the whole pack."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from loopback_attention import by_loopback, by_reference, random_pack, relative_errors
+
+from hsap_hf.comm.loopback import run_ranks
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -68,11 +72,31 @@ def test_head_shapes(heads, kv_heads, dim):
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "value_dim", "kv_heads"), [(192, 128, 8), (192, 128, 2), (64, 96, 2), (100, 100, 2)]
+    ("head_dim", "value_dim", "kv_heads"), [(192, 128, 8), (192, 128, 2), (64, 96, 2), (100, 100, 2), (100, 128, 2)]
 )
 def test_heads_of_any_width(head_dim, value_dim, kv_heads):
     widths = {"dim": head_dim, "value_dim": value_dim}
     check("long and short", 3, heads=8, kv_heads=kv_heads, **widths, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("ulysses_size", [1, 2])
+def test_neither_tables_nor_layers_wait_for_the_device(window, ulysses_size):
+    """Kernels compiled, whatever waits raises."""
+    options = {"heads": 8, "kv_heads": 2, "dim": 128, "dtype": torch.bfloat16, "window": window}
+    pack = random_pack(PACKS["long and short"], device="cuda", **options)
+    compiling, _ = by_loopback(pack, 2, ulysses_size)
+
+    def run_strictly(*ranks):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return run_ranks(*ranks)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    with patch("loopback_attention.run_ranks", run_strictly):
+        strict, _ = by_loopback(pack, 2, ulysses_size)
+    assert all(float((a - b).abs().max()) <= 0.05 for a, b in zip(strict, compiling, strict=True))
 
 
 @pytest.mark.parametrize("window", [None, 100])

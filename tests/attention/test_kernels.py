@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsap_hf.attention import Scores, all_kernels, choose_kernel
-from hsap_hf.attention.kernels import Problem
+from hsap_hf.attention.kernels import Problem, _say
 from hsap_hf.attention.kernels.base import _not_loaded
 from hsap_hf.attention.kernels.dense import DenseKernel
 from hsap_hf.attention.kernels.flash_attn_4 import FlashAttn4Kernel
@@ -236,6 +236,41 @@ def test_a_package_that_does_not_load_is_passed_over_and_named(broken_package):
     assert choose_kernel("auto", Scores(1.0), 64, 64, "bfloat16", "cuda").name == "torch_flash"
     with pytest.raises(ConfigError, match=r"installed, but does not load \(undefined symbol: _ZN3c10\): pip install"):
         choose_kernel("flash_attn_4", Scores(1.0), 64, 64, "bfloat16", "cuda")
+
+
+class _EightWide(DenseKernel):
+    """Takes heads of multiples of eight, and remembers them."""
+
+    width_multiple = 8
+    has_value_dim = True
+
+    def _forward(self, problem, into):
+        self.seen = problem
+        return super()._forward(problem, into)
+
+
+def test_heads_beside_ones_that_are_filled_up_are_no_slice():
+    """Keys of 5 and values of 8 numbers that stand side by side: a row of values starts at no multiple of eight."""
+    joined, table = random(6, 1, 13), segments([6], [6])
+    k, v = joined[..., :5], joined[..., 5:]
+    kernel, q = _EightWide(), random(6, 2, 5)
+    out, _ = kernel.forward(Problem(q, k, v, table, True, Scores(1.0)))
+    assert (kernel.seen.k.shape[-1], kernel.seen.v.shape[-1]) == (8, 8)
+    assert kernel.seen.v.is_contiguous()
+    torch.testing.assert_close(out, DenseKernel().forward(Problem(q, k, v, table, True, Scores(1.0)))[0])
+
+
+def test_auto_says_once_what_it_takes_and_why_nothing_faster(monkeypatch, caplog):
+    caplog.set_level("INFO", "hsap_hf")
+    monkeypatch.setattr("hsap_hf.attention.kernels.base._not_loaded", lambda package: "it is not installed")
+    _say.cache_clear()
+    for _ in range(2):
+        choose_kernel("auto", Scores(1.0), 64, 64, "bfloat16", "cuda")
+        choose_kernel("auto", Scores(1.0), 64, 64, "float32", "cpu")
+    on_gpu, on_cpu = (record.getMessage() for record in caplog.records if record.name == "hsap_hf")
+    assert on_gpu.startswith("attention takes torch_flash, the fastest kernel that can compute it here. ")
+    assert "flash_attn_4: it is not installed: pip install --pre flash-attn-4; flash_attn_3: it is not inst" in on_gpu
+    assert on_cpu == "attention takes sdpa, the fastest kernel that can compute it here. ", "none of a CPU's is faster"
 
 
 def _on_gpu(monkeypatch, major):

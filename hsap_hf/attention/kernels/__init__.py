@@ -14,7 +14,7 @@ from hsap_hf.attention.kernels.sdpa import SdpaKernel
 from hsap_hf.attention.kernels.torch_flash import TorchFlashKernel
 from hsap_hf.errors import ConfigError
 
-__all__ = ["Kernel", "Problem", "Scores", "all_kernels", "choose_kernel"]
+__all__ = ["Kernel", "Problem", "Scores", "all_kernels", "choose_kernel", "find_kernel"]
 
 
 def all_kernels() -> tuple[Kernel, ...]:
@@ -30,24 +30,42 @@ def all_kernels() -> tuple[Kernel, ...]:
 
 
 def choose_kernel(wanted: str, scores: Scores, head_dim: int, value_dim: int, dtype: str, device_type: str) -> Kernel:
-    """The kernel named `wanted`, or with "auto" the fastest that can do it. Raises ConfigError with every reason."""
-    reasons: list[str] = []
+    """The kernel named `wanted`, or with "auto" the fastest that can do it, and the log says why no faster one. Raises
+    ConfigError with every reason."""
     if wanted not in ("auto", *(kernel.name for kernel in all_kernels())):
         raise ConfigError(f"kernel {wanted!r}: not one of auto, {', '.join(kernel.name for kernel in all_kernels())}.")
+    kernel, reasons = find_kernel(wanted, scores, head_dim, value_dim, dtype, device_type)
+    if kernel is None:
+        raise ConfigError(f"kernel {wanted!r} cannot compute this model's attention. " + "; ".join(reasons) + ".")
+    if wanted == "auto":
+        _say(kernel.name, device_type, "; ".join(reasons))
+    return kernel
+
+
+def find_kernel(
+    wanted: str, scores: Scores, head_dim: int, value_dim: int, dtype: str, device_type: str
+) -> tuple[Kernel | None, list[str]]:
+    """The kernel that `choose_kernel` takes, None where none can, and why those before it cannot, those of other
+    devices left out where one can."""
+    reasons: list[tuple[Kernel, str]] = []
     for kernel in all_kernels():
         if wanted in ("auto", kernel.name):
             reason = kernel.missing(scores, head_dim, value_dim, dtype, device_type)
             if reason is None:
-                if kernel.name == DenseKernel.name and wanted == "auto" and device_type == "cuda":
-                    _say_dense("; ".join(reasons))
-                return kernel
-            reasons.append(f"{kernel.name}: {reason}")
-    raise ConfigError(f"kernel {wanted!r} cannot compute this model's attention. " + "; ".join(reasons) + ".")
+                here = [(passed, why) for passed, why in reasons if passed.device_type in (None, device_type)]
+                return kernel, [f"{passed.name}: {why}" for passed, why in here]
+            reasons.append((kernel, reason))
+    return None, [f"{passed.name}: {why}" for passed, why in reasons]
 
 
 @lru_cache
-def _say_dense(reasons: str) -> None:
-    """Once for the same reasons: whoever trains long documents wants to know before memory ends."""
-    logging.getLogger("hsap_hf").warning(
-        "attention takes the dense kernel, whose memory grows with the square of a document's length (%s).", reasons
-    )
+def _say(name: str, device_type: str, reasons: str) -> None:
+    """Once for the same reasons. The dense kernel is a warning on a GPU: whoever trains long documents wants to know
+    before memory ends."""
+    log = logging.getLogger("hsap_hf")
+    if name == DenseKernel.name and device_type == "cuda":
+        log.warning(
+            "attention takes the dense kernel, whose memory grows with the square of a document's length (%s).", reasons
+        )
+    else:
+        log.info("attention takes %s, the fastest kernel that can compute it here. %s", name, reasons)

@@ -155,8 +155,8 @@ class Kernel(ABC):
 
 
 def _wider(x: Tensor, width: int) -> Tensor:
-    """Heads filled up with zeros."""
-    return x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1]))
+    """Heads filled up with zeros, never a slice of something: of odd widths kernels could not load its rows."""
+    return x.contiguous() if x.shape[-1] == width else pad(x, (0, width - x.shape[-1]))
 
 
 def _cut(x: Tensor, width: int, into: Tensor | None) -> Tensor:

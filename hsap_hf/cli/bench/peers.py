@@ -34,7 +34,7 @@ _INTERFACE = "flash_attn.flash_attn_interface"
 def missing_peer(device: torch.device, kernel: Kernel) -> str | None:
     """Why the peers cannot run here on this kernel, in words; None where they can."""
     if importlib.util.find_spec(_PACKAGE) is None:
-        return "not installed"
+        return "not installed (pip install ring-flash-attn)"
     if device.type != "cuda":
         return "CUDA only"
     try:

@@ -108,7 +108,7 @@ def way_label(row: dict[str, Any]) -> str:
 
 def _figures(row: dict[str, Any]) -> list[str]:
     if row["note"] is not None:
-        return [row["note"] if row["way"].startswith("ring") else "-", *["-"] * 9]
+        return [row["note"].partition(" (")[0] if row["way"].startswith("ring") else "-", *["-"] * 9]
     times = [f"{row['forward_ms']:.2f}", f"{row['backward_ms']:.2f}", f"{row['ratio']:.3f}"]
     times += [_rates(row, row["forward_ms"], row["backward_ms"]), f"{row['launch_ms']:.2f}"]
     times += [_mean(row["clock_mhz"]), _mean(row["watts"])]
