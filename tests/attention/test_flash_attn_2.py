@@ -1,4 +1,4 @@
-"""flash-attn 2 is called as its functions want it: here they are stand-ins with the same parameters, on the dense kernel.
+"""flash-attn 2 is called as its functions want it: here they are stand-ins of the same parameters, on the dense kernel.
 
 Of versions 2.7 and 2.8: github.com/Dao-AILab/flash-attention, flash_attn/flash_attn_interface.py.
 """
