@@ -1,9 +1,9 @@
 """The exchange by groups of key-value heads, so that keys of later groups travel while earlier ones are attended,
 beside all heads at once, which is what the engine does. Timed as drafts.py does:
 
-torchrun --nproc-per-node 2 tests/measured/head_groups.py 65536 131072
+torchrun --nproc-per-node 2 tests/measured/head_groups.py 65536 hybrid_64k longtail_64k
 
-With NCCL_P2P_DISABLE=1 over the slow link.
+Without names all packs of the size; with NCCL_P2P_DISABLE=1 over the slow link.
 """
 
 import sys
@@ -125,10 +125,10 @@ def measured(bench, shape, lengths):
     return [(entry.name, ideal / entry.milliseconds(), *ms) for entry, ms in zip(entries, times, strict=True)]
 
 
-def main(sizes):
+def main(size, names):
     state = PartialState(cpu=not torch.cuda.is_available())
     shape, ranks = Shape(32, 8, 128, "auto"), state.num_processes
-    packs = {name: mix for size in sizes for name, mix in mixes(size).items()}
+    packs = {name: mix for name, mix in mixes(size).items() if name in names or not names}
     mesh = build_mesh(HsapPlugin(context_size=ranks, timeout_seconds=3600.0), state.device.type)
     request = Request(packs=packs, splits=[(ranks, 1)], shape=shape, repeats=10)
     for pack, lengths in packs.items():
@@ -140,4 +140,4 @@ def main(sizes):
 
 
 if __name__ == "__main__":
-    main([int(size) for size in sys.argv[1:]] or [65_536])
+    main(int(sys.argv[1]), sys.argv[2:])
