@@ -250,7 +250,7 @@ def _far_keys(keys: Keys, own: Pair, theirs: Pair) -> Pair:
 
 
 def _scatter_pair(call: Call, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values trade heads for tokens in one message: views, each row of each head contiguous."""
+    """Keys and values trade heads for tokens, in one message, of which they are views."""
     if call.ulysses.size == 1:
         return k.contiguous(), v.contiguous()
     return split(scatter_heads(torch.cat([k, v], -1), call.rows, call.ulysses, call.heads.kv_index), k.shape[-1])

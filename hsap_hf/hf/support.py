@@ -70,7 +70,7 @@ def check_model_support(model: Any) -> ModelReport:
             f"HSAP cannot train {kind} exactly:\n" + "\n".join(f"- {text}" for text in problems)
         )
     config = model.config
-    head_dim, value_dim = _head_dims(config)
+    head_dim, value_dim = head_dims(config)
     window = _known(config, "sliding_window") if "sliding_attention" in (_known(config, "layer_types") or ()) else None
     softcap = _known(config, "attn_logit_softcapping") or probe.softcap
     note = probe.note or _replaced_forwards(model)
@@ -102,7 +102,7 @@ def check_kernel(report: ModelReport, kernel: str, dtype: str, device_type: str)
         )
 
 
-def _head_dims(config: Any) -> tuple[int | None, int | None]:
+def head_dims(config: Any) -> tuple[int | None, int | None]:
     """Widths of query and value heads."""
     split = _known(config, "qk_nope_head_dim"), _known(config, "qk_rope_head_dim")
     if None not in split:

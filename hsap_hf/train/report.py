@@ -14,6 +14,7 @@ from hsap_hf.attention import Scores, choose_kernel, find_kernel
 from hsap_hf.data import PackedDataset
 from hsap_hf.data.corpus import Corpus
 from hsap_hf.hf import HsapHandle, causal_model
+from hsap_hf.hf.support import head_dims
 from hsap_hf.train.proof import Proof
 from hsap_hf.train.recipe import Recipe
 
@@ -84,17 +85,17 @@ def kernel_name(wanted: str, model: Any, arguments: Any) -> str:
 
 def _kernel_needs(wanted: str, model: Any, arguments: Any) -> tuple[str, Scores, int, int, str, str]:
     config = causal_model(model).config
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    scores = Scores(dim**-0.5, None, getattr(config, "attn_logit_softcapping", None))
-    return wanted, scores, dim, dim, compute_dtype(model, arguments), arguments.device.type
+    head_dim, value_dim = (width or config.hidden_size // config.num_attention_heads for width in head_dims(config))
+    scores = Scores(head_dim**-0.5, None, getattr(config, "attn_logit_softcapping", None))
+    return wanted, scores, head_dim, value_dim, compute_dtype(model, arguments), arguments.device.type
 
 
 def _kernel(recipe: Recipe, handle: HsapHandle, model: Any, arguments: Any) -> dict[str, str]:
-    """Lines of the banner: which kernel, and why no faster one."""
+    """Lines of the banner: which kernel, and why none that would come before it."""
     if handle.mesh is None:
         return {"kernel": f"{causal_model(model).config._attn_implementation} (stock)"}
     wanted = recipe.hsap.kernel
     name, dtype = kernel_name(wanted, model, arguments), compute_dtype(model, arguments)
     _, passed_over = find_kernel(*_kernel_needs(wanted, model, arguments))
     lines = {"kernel": f"{name} ({wanted}) on {arguments.device.type} in {dtype}"}
-    return lines | ({"faster ones": "\n".join(passed_over)} if passed_over else {})
+    return lines | ({"passed over": "\n".join(passed_over)} if passed_over else {})

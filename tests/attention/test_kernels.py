@@ -268,9 +268,9 @@ def test_auto_says_once_what_it_takes_and_why_nothing_faster(monkeypatch, caplog
         choose_kernel("auto", Scores(1.0), 64, 64, "bfloat16", "cuda")
         choose_kernel("auto", Scores(1.0), 64, 64, "float32", "cpu")
     on_gpu, on_cpu = (record.getMessage() for record in caplog.records if record.name == "hsap_hf")
-    assert on_gpu.startswith("attention takes torch_flash, the fastest kernel that can compute it here. ")
-    assert "flash_attn_4: it is not installed: pip install --pre flash-attn-4; flash_attn_3: it is not inst" in on_gpu
-    assert on_cpu == "attention takes sdpa, the fastest kernel that can compute it here. ", "none of a CPU's is faster"
+    reasons = "flash_attn_4: it is not installed: pip install --pre flash-attn-4; flash_attn_3: it is not installed: "
+    assert on_gpu.startswith(f"attention takes the kernel torch_flash; passed over: {reasons}")
+    assert on_cpu == "attention takes the kernel sdpa.", "those of GPUs were no choice"
 
 
 def _on_gpu(monkeypatch, major):

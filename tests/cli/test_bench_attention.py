@@ -213,6 +213,21 @@ def test_the_table_has_a_line_a_way(rows, capsys, monkeypatch):
     assert shown.count("hsap 2x1") == len(PACKS)
     assert "no result is proven" not in shown
     assert "nvidia-ml-py" not in shown
+
+
+def test_the_table_of_a_gpu_fits_a_narrow_terminal(rows, capsys, monkeypatch):
+    from hsap_hf.cli.bench.table import show_ranks
+
+    monkeypatch.setenv("COLUMNS", "80")
+    met = {"ideal_clock_mhz": [1604.0] * 2, "ideal_watts": [690.0] * 2, "clock_mhz": [1568.0] * 2, "watts": [691.0] * 2}
+    times = {"forward_ms": 112.34, "backward_ms": 301.21, "ratio": 0.951, "launch_ms": 2.34, "tflop": (161.1, 402.8)}
+    times |= {"ideal_forward_ms": 107.35, "ideal_backward_ms": 291.7, "received_bytes": [2**29, 2**29]}
+    show_ranks([next(row for row in rows if row["way"] == "hsap") | met | times])
+    shown = capsys.readouterr().out
+    assert " ideal     107.35  291.70  1.000  750 690          1604  690 " in shown
+    assert " hsap 2x1  112.34  301.21  0.951  717 669    2.34  1568  691 " in shown
+    assert " 512 \n" in shown
+    assert "\u2026" not in shown, "nothing is cut off"
     show_ranks([row | {"zeros": True, "device": "a GPU"} for row in rows])
     shown = capsys.readouterr().out
     assert "no result is proven" in shown

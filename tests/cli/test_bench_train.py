@@ -20,7 +20,11 @@ from hsap_hf.cli.bench.job import answer, out_of_memory
 from hsap_hf.cli.bench.longest import find_longest
 from hsap_hf.cli.bench.train import find_problems
 from hsap_hf.cli.shapes import shape_of
+from hsap_hf.comm.loopback import lone_mesh
+from hsap_hf.config import HsapPlugin
 from hsap_hf.errors import ConfigError, PackError, PackTooLargeError, RankMismatchError
+from hsap_hf.hf import HsapHandle, hooks
+from hsap_hf.planner import compile_plan
 
 SPLITS = [(1, 1), (4, 1), (2, 2), (1, 4)]
 LENGTHS = [150, 40, 9, 9, 1, 30]
@@ -71,6 +75,17 @@ def test_what_is_measured_is_consistent(rows):
         assert (row["exposed_ms"] > 0) == (split != (1, 1)), "only data parallelism waits for nobody's keys"
         assert row["tokens"] == rows[1, 1][0]["tokens"] > 0
         assert row["tokens_per_second"] * row["step_ms"] / 1e3 == pytest.approx(row["tokens"])
+
+
+def test_every_timed_deal_is_planned_anew(monkeypatch):
+    planned, mesh = [], lone_mesh()
+    monkeypatch.setattr(
+        hooks, "compile_plan", lambda *args, **words: planned.append(args) or compile_plan(*args, **words)
+    )
+    with HsapHandle(small_llama(), HsapPlugin(context_size=1), mesh) as handle:
+        for _ in range(2):
+            steps._deal_ms(handle, DrawnPacks([LENGTHS] * 3, num_parts=1, vocab_size=50), mesh, torch.device("cpu"))
+    assert len(planned) == 6
 
 
 def test_drawn_packs_hold_their_documents_in_another_order_each():

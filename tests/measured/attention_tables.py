@@ -13,11 +13,11 @@ from hsap_hf.cli.bench.table import way_label
 Row = dict[str, Any]
 
 NEWEST = {
-    "attention_2xh100": ("2026-11-28", "All on one machine; of 128k two packs."),
-    "attention_2xh200": ("2026-11-28", "All on one machine."),
-    "attention_4xh200": ("2026-11-28", "All on one machine; of 128k two packs."),
+    "attention_2xh100": ("2026-11-28", "By the newest engine, after 0.8 s. All on one machine; of 128k two packs."),
+    "attention_2xh200": ("2026-11-28", "By the newest engine, after 0.8 s. All on one machine."),
+    "attention_4xh200": ("2026-11-28", "By the newest engine, after 0.8 s. All on one machine; of 128k two packs."),
 }
-"""By today's engine, every way run for 0.8 s before it counts: what performance.md shows."""
+"""What performance.md shows."""
 FILES = NEWEST | {
     "attention_2xh200_power": (
         "2026-11-27, evening",
@@ -47,8 +47,9 @@ could come in several messages (between two GPUs they come in one still).""",
 _TOP = """<!-- Written by `pytest tests/measured --write-docs`; do not edit. -->
 # What was measured: attention
 
-The files of this folder that are called `attention_*.json` are what `hsap bench attention --nproc N --json` wrote (the
-commands are in [performance.md](../performance.md#attention)), here as tables. One layer's attention, bf16, medians,
+The files of this folder that are called `attention_*.json` are what `hsap bench attention --nproc N --json` wrote,
+without ways that were not installed (the commands are in [performance.md](../performance.md#attention)), here as
+tables. One layer's attention, bf16, medians,
 torch 2.11.0+cu130, flash-attn 4.0.0b36, 32 query and 8 key-value heads of 128.
 
 **Ideal** is the same kernel on one GPU with the whole pack, divided by the GPUs: ms, forward + backward. **hsap** is
@@ -97,8 +98,9 @@ def summary(folder: Path) -> str:
 
 
 def _rows(folder: Path, name: str) -> list[Row]:
-    """Those of ways that the command still has."""
-    return [row for row in json.loads((folder / f"{name}.json").read_text()) if row["way"] != _GONE]
+    """Those of ways that ran and that the command still has."""
+    rows = json.loads((folder / f"{name}.json").read_text())
+    return [row for row in rows if row["ratio"] is not None and row["way"] != _GONE]
 
 
 def _gpus(row: Row) -> str:

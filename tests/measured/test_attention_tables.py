@@ -28,7 +28,7 @@ def test_the_tables_are_current(request, docs):
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_byte_was_the_plans(docs, name):
-    rows = json.loads((docs / "measured" / f"{name}.json").read_text())
+    rows = [row for row in json.loads((docs / "measured" / f"{name}.json").read_text()) if row["ratio"] is not None]
     counted = [row for row in rows if row.get("planned_bytes") is not None]
     assert [row["received_bytes"] for row in counted] == [row["planned_bytes"] for row in counted]
     ours = [row for row in rows if row["way"].startswith("hsap") and row["split"].endswith("x1")]

@@ -16,13 +16,13 @@ def lines(monkeypatch, device):
     return _kernel(recipe, handle, SimpleNamespace(config=config), arguments)
 
 
-def test_it_says_which_kernel_and_why_no_faster_one(monkeypatch):
+def test_it_says_which_kernel_and_which_were_passed_over_why(monkeypatch):
     found = lines(monkeypatch, "cuda")
     assert found["kernel"] == "torch_flash (auto) on cuda in bfloat16"
-    first, second, third = found["faster ones"].splitlines()
+    first, second, third = found["passed over"].splitlines()
     assert first == "flash_attn_4: it is not installed: pip install --pre flash-attn-4"
     assert (second.split(":")[0], third.split(":")[0]) == ("flash_attn_3", "flash_attn_2")
 
 
-def test_on_a_cpu_there_is_no_faster_one(monkeypatch):
+def test_on_a_cpu_none_is_passed_over(monkeypatch):
     assert lines(monkeypatch, "cpu") == {"kernel": "sdpa (auto) on cpu in bfloat16"}

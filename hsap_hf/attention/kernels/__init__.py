@@ -63,9 +63,9 @@ def _say(name: str, device_type: str, reasons: str) -> None:
     """Once for the same reasons. The dense kernel is a warning on a GPU: whoever trains long documents wants to know
     before memory ends."""
     log = logging.getLogger("hsap_hf")
-    if name == DenseKernel.name and device_type == "cuda":
+    if name == DenseKernel.name and device_type != "cpu":
         log.warning(
             "attention takes the dense kernel, whose memory grows with the square of a document's length (%s).", reasons
         )
     else:
-        log.info("attention takes %s, the fastest kernel that can compute it here. %s", name, reasons)
+        log.info("attention takes the kernel %s%s", name, f"; passed over: {reasons}." if reasons else ".")

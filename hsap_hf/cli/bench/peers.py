@@ -34,13 +34,13 @@ _INTERFACE = "flash_attn.flash_attn_interface"
 def missing_peer(device: torch.device, kernel: Kernel) -> str | None:
     """Why the peers cannot run here on this kernel, in words; None where they can."""
     if importlib.util.find_spec(_PACKAGE) is None:
-        return "not installed (pip install ring-flash-attn)"
+        return "not installed: pip install ring-flash-attn==0.1.8"
     if device.type != "cuda":
         return "CUDA only"
     try:
         _peer(kernel)
     except ImportError as error:
-        return f"not installed ({error})"
+        return f"does not load ({error})"
     return None
 
 

@@ -206,7 +206,7 @@ def _deal_ms(handle: HsapHandle, dataset: DrawnPacks | PackedDataset, mesh: Hsap
 
 
 def _tables_ms(plan: Plan, mesh: HsapMesh, device: torch.device) -> float:
-    """What the first layer adds for such a batch: the tables of one window, for all layers with it."""
+    """Compiling one window's tables of a plan, which its first layer does for all layers with that window."""
 
     def compile_once() -> None:
         words = {"near_slots": mesh.near_slots, "ulysses_size": mesh.ulysses.size}

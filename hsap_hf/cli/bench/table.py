@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 _LIMITS = {"bfloat16": 2e-2, "float32": 1e-4}
 """Largest difference from the result of one rank, relative to the largest entry."""
 _REGRESSION = 0.03
-_COLUMNS = ("way", "fwd", "bwd", "ratio", "TFLOP/s", "launch", "MHz", "W", "differs", "MiB", "planned")
+_COLUMNS = ("way", "fwd", "bwd", "ratio", "TFLOP/s", "launch", "MHz", "W", "differs", "MiB")
 
 
 def problems(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -54,34 +55,33 @@ def terms(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def show_ranks(rows: Sequence[dict[str, Any]]) -> None:
-    """A block a pack, a line a way; milliseconds of the slowest rank, MiB of the rank that receives most."""
+    """A table a pack, a line a way; milliseconds of the slowest rank, MiB of the rank that receives most."""
     from rich import box
     from rich.table import Table
 
     from hsap_hf.cli.terminal import console
 
-    first = rows[0]
+    first, page = rows[0], console()
     title = f"{first['kernel']} on {first['ranks']} ranks of {first['device']}, {first['dtype']}, {first['link']}, "
-    title += f"torch {first['torch']}\nms, median, slowest rank; TFLOP/s a rank; launch: the host's time; "
-    title += "MiB received; all forward and backward"
+    title += f"torch {first['torch']}\nms, median, slowest rank; TFLOP/s: a rank's, forward and backward; launch: "
+    title += "the host's ms for both; MiB: received in both"
     title += "\nof zeros: no result is proven" if first["zeros"] else ""
     if first["device"] != "cpu" and first["ideal_clock_mhz"] is None:
         title += "\nMHz and W: pip install nvidia-ml-py"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for column in _COLUMNS:
-        table.add_column(column, justify="left" if column == "way" else "right")
-    shown = None
-    for row in rows:
-        if row["pack"] != shown:
-            shown = row["pack"]
-            table.add_section()
-            ideal = row["ideal_forward_ms"], row["ideal_backward_ms"]
-            met = _mean(row["ideal_clock_mhz"]), _mean(row["ideal_watts"])
-            rates = _rates(row, *ideal)
-            table.add_row(f"{shown}: ideal", *(f"{ms:.2f}" for ms in ideal), "1.000", rates, "", *met, "", "", "")
-        table.add_row(way_label(row), *_figures(row))
-    page = console()
-    page.print(table)
+    page.print(title, highlight=False)
+    for pack, found in groupby(rows, lambda row: row["pack"]):
+        of_pack = list(found)
+        look = {"title_justify": "left", "box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
+        table = Table(title=pack, **look)
+        for column in _COLUMNS:
+            table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
+        ideal = of_pack[0]["ideal_forward_ms"], of_pack[0]["ideal_backward_ms"]
+        met = _mean(of_pack[0]["ideal_clock_mhz"]), _mean(of_pack[0]["ideal_watts"])
+        rates = _rates(of_pack[0], *ideal)
+        table.add_row("ideal", *(f"{ms:.2f}" for ms in ideal), "1.000", rates, "", *met, "", "")
+        for row in of_pack:
+            table.add_row(way_label(row), *_figures(row))
+        page.print(table)
     for row in rows:
         if row.get("trace") is not None and row["trace"]["launches"] is not None:
             page.print(f"{row['pack']}, {way_label(row)}: {_traced(row['trace'])}")
@@ -108,23 +108,26 @@ def way_label(row: dict[str, Any]) -> str:
 
 def _figures(row: dict[str, Any]) -> list[str]:
     if row["note"] is not None:
-        return [row["note"].partition(" (")[0] if row["way"].startswith("ring") else "-", *["-"] * 9]
+        return [row["note"].partition(":")[0] if row["way"].startswith("ring") else "-", *["-"] * 8]
     times = [f"{row['forward_ms']:.2f}", f"{row['backward_ms']:.2f}", f"{row['ratio']:.3f}"]
     times += [_rates(row, row["forward_ms"], row["backward_ms"]), f"{row['launch_ms']:.2f}"]
     times += [_mean(row["clock_mhz"]), _mean(row["watts"])]
-    travelled = [
-        "-" if row[name] is None else f"{max(row[name]) / 2**20:,.2f}" for name in ("received_bytes", "planned_bytes")
-    ]
-    return [*times, f"{max(row['differences'].values()):.1e}", *travelled]
+    received = row["received_bytes"]
+    received_mib = "-" if received is None else _short(max(received) / 2**20)
+    return [*times, f"{max(row['differences'].values()):.1e}", received_mib]
 
 
 def _rates(row: dict[str, Any], *milliseconds: float) -> str:
     """TFLOP/s a rank, forward and backward."""
-    return " ".join(
-        f"{1e3 * done / ms / row['ranks']:,.3g}" for done, ms in zip(row["tflop"], milliseconds, strict=True)
-    )
+    rates = [1e3 * done / ms / row["ranks"] for done, ms in zip(row["tflop"], milliseconds, strict=True)]
+    return " ".join(map(_short, rates))
+
+
+def _short(number: float) -> str:
+    """So that a line fits a narrow terminal."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.2g}"
 
 
 def _mean(readings: Sequence[float] | None) -> str:
     """Over ranks."""
-    return "-" if readings is None else f"{sum(readings) / len(readings):,.0f}"
+    return "-" if readings is None else f"{sum(readings) / len(readings):.0f}"
