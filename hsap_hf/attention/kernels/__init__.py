@@ -30,7 +30,7 @@ def all_kernels() -> tuple[Kernel, ...]:
 
 
 def choose_kernel(wanted: str, scores: Scores, head_dim: int, value_dim: int, dtype: str, device_type: str) -> Kernel:
-    """The kernel named `wanted`, or with "auto" the fastest that can do it, and the log says why no faster one. Raises
+    """The kernel named `wanted`, or with "auto" the fastest that can do it, and the log says why none before it. Raises
     ConfigError with every reason."""
     if wanted not in ("auto", *(kernel.name for kernel in all_kernels())):
         raise ConfigError(f"kernel {wanted!r}: not one of auto, {', '.join(kernel.name for kernel in all_kernels())}.")
