@@ -94,8 +94,8 @@ def _kernel(recipe: Recipe, handle: HsapHandle, model: Any, arguments: Any) -> d
     """Lines of the banner: which kernel, and why none that would come before it."""
     if handle.mesh is None:
         return {"kernel": f"{causal_model(model).config._attn_implementation} (stock)"}
-    wanted = recipe.hsap.kernel
-    name, dtype = kernel_name(wanted, model, arguments), compute_dtype(model, arguments)
-    _, passed_over = find_kernel(*_kernel_needs(wanted, model, arguments))
-    lines = {"kernel": f"{name} ({wanted}) on {arguments.device.type} in {dtype}"}
+    needs = _kernel_needs(recipe.hsap.kernel, model, arguments)
+    wanted, *_, dtype, device_type = needs
+    lines = {"kernel": f"{choose_kernel(*needs).name} ({wanted}) on {device_type} in {dtype}"}
+    _, passed_over = find_kernel(*needs)
     return lines | ({"passed over": "\n".join(passed_over)} if passed_over else {})

@@ -66,14 +66,20 @@ def measured(bench, shape, lengths):
         entries.append(Entry.checked(bench, name, None, way, results))
         rows = [sum(f.stop - f.start for f in fetches(plan, slot)) for slot in range(bench.size)]
         told.append((len(plan.cut_documents), rows))
+    ideal = time_in_turns(bench, whole, entries, 2 * ROUNDS)
+    return [(entry.name, ideal / entry.milliseconds(), *facts) for entry, facts in zip(entries, told, strict=True)]
+
+
+def time_in_turns(bench, whole, entries, rounds):
+    """Time the whole pack and all entries, another one first every round, backwards every second. Returns the ideal in
+    ms: the mean of all ranks, the median of the rounds."""
     turns = [whole, *entries]
-    for number in range(2 * ROUNDS):  # another one first every time, backwards every second
+    for number in range(rounds):
         first = number % len(turns)
         order = [*turns[first:], *turns[:first]]
         for entry in [order[0], *reversed(order[1:])] if number % 2 else order:
             entry.time(bench)
-    ideal = float(torch.stack(whole.times)[..., :2].mean(1).median(0).values.sum())
-    return [(entry.name, ideal / entry.milliseconds(), *facts) for entry, facts in zip(entries, told, strict=True)]
+    return float(torch.stack(whole.times)[..., :2].mean(1).median(0).values.sum())
 
 
 def main(sizes):

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 from accelerate import PartialState
+from drafts import time_in_turns
 
 from hsap_hf.attention import function
 from hsap_hf.cli.bench.entry import Entry
@@ -113,13 +114,7 @@ def measured(bench, shape, lengths):
                 way = grouped_way(pack, shape, mesh, groups, num_messages)
                 one_tensor = joined(way)
             entries.append(checked(bench, name, way, one_tensor, results))
-    turns = [whole, *entries]
-    for number in range(2 * ROUNDS):  # another one first every time, backwards every second
-        first = number % len(turns)
-        order = [*turns[first:], *turns[:first]]
-        for entry in [order[0], *reversed(order[1:])] if number % 2 else order:
-            entry.time(bench)
-    ideal = float(torch.stack(whole.times)[..., :2].mean(1).median(0).values.sum())
+    ideal = time_in_turns(bench, whole, entries, 2 * ROUNDS)
     rows = [entry.row() for entry in entries]
     times = [(row["forward_ms"], row["backward_ms"], row["launch_ms"]) for row in rows]
     return [(entry.name, ideal / entry.milliseconds(), *ms) for entry, ms in zip(entries, times, strict=True)]
