@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -172,6 +173,8 @@ def test_ways_are_held_against_data_parallelism(recipe, tmp_path):
     assert row["loss_difference"] < 1e-5
     assert row["kernel"] == baseline["kernel"] == "sdpa"
     assert row["speedup"] == pytest.approx(baseline["step_ms"] / row["step_ms"])
+    figures = rf"step {row['step_ms']:,.1f}, .*, deal {row['deal_ms']:,.2f}, tables {row['tables_ms']:,.2f}"
+    assert re.search(rf", hsap 2x1: {figures}$", ended.err, re.MULTILINE), ended.err  # whoever stops it keeps them
 
 
 def test_the_longest_document_that_fits(recipe, tmp_path):

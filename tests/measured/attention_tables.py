@@ -1,4 +1,4 @@
-"""What `hsap bench attention` wrote into docs/measured, as tables: a page of all, and a summary for performance.md."""
+"""What `hsap bench attention` wrote into docs/measured, as tables: a page of all, and two for performance.md."""
 
 from __future__ import annotations
 
@@ -17,8 +17,16 @@ NEWEST = {
     "attention_2xh200": ("2026-11-28", "By the newest engine, after 0.8 s. All on one machine."),
     "attention_4xh200": ("2026-11-28", "By the newest engine, after 0.8 s. All on one machine; of 128k two packs."),
 }
-"""What performance.md shows."""
-FILES = NEWEST | {
+"""What performance.md shows of the four mixes."""
+PACKS = {
+    "attention_2xh200_reference": ("2026-11-28", "By the newest engine, after 0.8 s: packs of the reference file."),
+    "attention_2xh200_64heads": (
+        "2026-11-28",
+        "By the newest engine, after 0.8 s: 64 query heads, documents of at most a quarter of the pack.",
+    ),
+}
+"""What it shows of other packs."""
+OLDER = {
     "attention_2xh200_power": (
         "2026-11-27, evening",
         """What awake links cost. All on one machine, after 0.8 s, by an engine whose borrowed keys did not always come
@@ -42,6 +50,7 @@ waited for a full queue.""",
 could come in several messages (between two GPUs they come in one still).""",
     ),
 }
+FILES = NEWEST | PACKS | OLDER
 """In the order of the page: when it was measured, and how."""
 
 _TOP = """<!-- Written by `pytest tests/measured --write-docs`; do not edit. -->
@@ -50,7 +59,7 @@ _TOP = """<!-- Written by `pytest tests/measured --write-docs`; do not edit. -->
 The files of this folder that are called `attention_*.json` are what `hsap bench attention --nproc N --json` wrote,
 without ways that were not installed (the commands are in [performance.md](../performance.md#attention)), here as
 tables. One layer's attention, bf16, medians,
-torch 2.11.0+cu130, flash-attn 4.0.0b36, 32 query and 8 key-value heads of 128.
+torch 2.11.0+cu130, flash-attn 4.0.0b36, 32 query and 8 key-value heads of 128 where no others are named.
 
 **Ideal** is the same kernel on one GPU with the whole pack, divided by the GPUs: ms, forward + backward. **hsap** is
 this package: its share of the ideal, and the slowest rank's ms; of the other ways only the share. **MiB** is what the
@@ -95,6 +104,25 @@ def summary(folder: Path) -> str:
                 gpus = f"[{_gpus(rows[0])}](measured/{name}.json)" + way.removeprefix("hsap")
                 lines.append([day, gpus, link, kernel, size, *shares])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def speeds(folder: Path) -> str:
+    """A line for every other pack: TFLOP/s a GPU, forward and backward, of one GPU alone, of ours and of Ulysses."""
+    head = ["day", "GPUs", "heads", "pack", "one GPU alone", "hsap", "of ideal", "ulysses", "of ideal"]
+    lines = [head, ["---"] * len(head)]
+    for name, (day, _) in PACKS.items():
+        for pack, rows in _groups(_rows(folder, name), lambda row: row["pack"]):
+            ours, ulysses = rows
+            assert [row["way"] for row in rows] == ["hsap", "ulysses"]
+            gpus = f"[{_gpus(ours)}](measured/{name}.json)"
+            lines.append([day, gpus, f"{ours['heads']}/{ours['kv_heads']}", pack, _speed(ours, "ideal_")])
+            lines[-1] += [f"**{_speed(ours)}**", f"**{ours['ratio']:.3f}**", _speed(ulysses), f"{ulysses['ratio']:.3f}"]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _speed(row: Row, of: str = "") -> str:
+    times = row[f"{of}forward_ms"], row[f"{of}backward_ms"]
+    return " + ".join(f"{1e3 * tflop / row['ranks'] / ms:,.0f}" for tflop, ms in zip(row["tflop"], times, strict=True))
 
 
 def _rows(folder: Path, name: str) -> list[Row]:

@@ -4,9 +4,10 @@ import json
 import re
 
 import pytest
-from attention_tables import FILES, page, summary
+from attention_tables import FILES, page, speeds, summary
 
-SUMMARY = re.compile(r"(?<=<!-- attention: begin -->\n).*?(?=<!-- attention: end -->)", re.S)
+TABLES = {"attention": summary, "other packs": speeds}
+"""Of performance.md, by the name in their marks."""
 
 
 @pytest.fixture
@@ -16,14 +17,21 @@ def docs(request):
 
 def test_the_tables_are_current(request, docs):
     folder = docs / "measured"
-    written = folder / "README.md", docs / "performance.md"
+    everything, shown = folder / "README.md", docs / "performance.md"
     if request.config.getoption("--write-docs", default=False):
-        written[0].write_text(page(folder))
-        written[1].write_text(SUMMARY.sub(lambda _: summary(folder), written[1].read_text()))
+        everything.write_text(page(folder))
+        for name, table in TABLES.items():
+            shown.write_text(between(name).sub(lambda _, table=table: table(folder), shown.read_text()))
     assert {path.stem for path in folder.glob("attention_*.json")} == set(FILES)
     old = "is old: run `pytest tests/measured --write-docs`"
-    assert written[0].read_text() == page(folder), f"docs/measured/README.md {old}"
-    assert SUMMARY.findall(written[1].read_text()) == [summary(folder)], f"docs/performance.md {old}"
+    assert everything.read_text() == page(folder), f"docs/measured/README.md {old}"
+    for name, table in TABLES.items():
+        assert between(name).findall(shown.read_text()) == [table(folder)], f"docs/performance.md {old}"
+
+
+def between(name):
+    """What stands between the marks of a table."""
+    return re.compile(rf"(?<=<!-- {name}: begin -->\n).*?(?=<!-- {name}: end -->)", re.S)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -167,8 +167,9 @@ def _model_overrides(name: str) -> list[str]:
 
 
 def _said(row: dict[str, Any]) -> str:
-    """One line about a row, as soon as it is there."""
-    figures = row["note"] or f"{row['step_ms']:,.1f} ms a step, {row['tokens_per_second']:,.0f} tokens/s"
+    """All figures of a row in one line, as soon as they are there."""
+    known = {name: column for name, column in _COLUMNS.items() if row.get(name) is not None}
+    figures = row["note"] or ", ".join(f"{heading} {row[name]:{form}}" for name, (heading, form) in known.items())
     return f"{row['pack']}, {row['way']} {row['split']}: {figures}"
 
 
