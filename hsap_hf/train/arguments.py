@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping
 from dataclasses import fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from hsap_hf.errors import ConfigError
-from hsap_hf.strict import field_problems
+from hsap_hf.strict import field_problems, unknown_keys
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -87,6 +88,8 @@ REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
 }
 """Values that an argument may have, and why no others: they would not give the result of plain data parallelism."""
 
+_CHECKPOINTING = {"use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop"}
+"""What torch.utils.checkpoint takes and a recipe can hold. Newer transformers have words of their own."""
 _REFUSED_ACCELERATOR = {"split_batches": True, "dispatch_batches": True, "even_batches": False}
 
 
@@ -116,10 +119,30 @@ def training_problems(values: Mapping[str, Any]) -> list[str]:
         problems.append("training.fsdp: accelerate shards on GPUs only. Leave out this or use_cpu.")
     if current.get("gradient_accumulation_steps") in (0, False):
         problems.append("training.gradient_accumulation_steps: got 0, needs at least 1.")
+    problems += _checkpointing_problems(current)
     loader = current.get("accelerator_config")
     for name, refused in _REFUSED_ACCELERATOR.items():
         if isinstance(loader, dict) and loader.get(name) is refused:
             problems.append(f"training.accelerator_config.{name}: got {refused!r}: {_PARTS_MEET}")
+    return problems
+
+
+def _checkpointing_problems(values: Mapping[str, Any]) -> list[str]:
+    """Of activation checkpointing's own words, which else would fail in the first step."""
+    from transformers import PreTrainedModel
+
+    enable = getattr(PreTrainedModel, "activation_checkpointing_enable", PreTrainedModel.gradient_checkpointing_enable)
+    own = inspect.signature(enable).parameters.keys() & {"offload", "every_n_layers"}
+    problems = []
+    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        words = values.get(name)
+        if not isinstance(words, dict):
+            continue
+        problems += unknown_keys(words, _CHECKPOINTING | own | {"offload"}, f"training.{name}")
+        if words.get("offload") and "offload" not in own:
+            problems.append(f"training.{name}: offload needs transformers 5.17: pip install -U transformers.")
+        elif words.get("offload") and values.get("use_cpu"):
+            problems.append(f"training.{name}: offload moves a GPU's memory to the host. Leave out this or use_cpu.")
     return problems
 
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trainer
 
 from hsap_hf import HsapDataCollator, HsapPlugin
 from hsap_hf.data import PackedDataset
@@ -144,6 +144,16 @@ BAD = [
     ({}, ["training.warmup_ratio=0.1"], "transformers 5 has no 'warmup_ratio'. warmup_steps takes a fraction too"),
     ({}, ["training.evaluation_strategy=steps"], "transformers 5 has no 'evaluation_strategy'. Use eval_strategy."),
     ({}, ["training.fsdp=true", "training.use_cpu=true"], "training.fsdp: accelerate shards on GPUs only"),
+    (
+        {},
+        ["training.activation_checkpointing_kwargs={reentrant: true}"],
+        "unknown key 'reentrant'; did you mean 'use_ree",
+    ),
+    (
+        {},
+        ["training.activation_checkpointing_kwargs={offload: true}"],
+        "offload moves a GPU's memory to the host. Leave",
+    ),
     ({}, ["training.gradient_accumulation_steps=0"], "training.gradient_accumulation_steps: got 0, needs at least 1"),
     ({}, ["training.group_by_length=true"], "transformers 5 has no 'group_by_length'. Leave it out"),
     ({}, ["training.per_device_train_batch_size=2"], "training.per_device_train_batch_size: got 2, HSAP needs 1: one"),
@@ -178,6 +188,13 @@ def test_bad_recipes_are_refused_in_words(recipe, sections, overrides, text):
         recipe(*overrides, **sections)
     assert text in str(error.value)
     assert str(error.value).count("\n  - ") == 1  # the problem is named once, and nothing else is invented
+
+
+def test_offload_is_refused_by_transformers_that_do_not_know_it(recipe, monkeypatch):
+    older = "activation_checkpointing_enable"
+    monkeypatch.setattr(PreTrainedModel, older, lambda self, gradient_checkpointing_kwargs=None: None, raising=False)
+    with pytest.raises(ConfigError, match=r"offload needs transformers 5\.17: pip install"):
+        recipe("training.activation_checkpointing_kwargs={offload: true}", "training.use_cpu=false")
 
 
 def test_all_problems_are_listed_together(recipe):
