@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from hsap_hf.cli.bench.table import way_label
+from hsap_hf.cli.bench.table import rates, way_label
 
 Row = dict[str, Any]
 
@@ -121,8 +121,7 @@ def speeds(folder: Path) -> str:
 
 
 def _speed(row: Row, of: str = "") -> str:
-    times = row[f"{of}forward_ms"], row[f"{of}backward_ms"]
-    return " + ".join(f"{1e3 * tflop / row['ranks'] / ms:,.0f}" for tflop, ms in zip(row["tflop"], times, strict=True))
+    return " + ".join(f"{rate:,.0f}" for rate in rates(row, row[f"{of}forward_ms"], row[f"{of}backward_ms"]))
 
 
 def _rows(folder: Path, name: str) -> list[Row]:

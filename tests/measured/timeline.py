@@ -6,7 +6,6 @@ python tests/measured/timeline.py TRACES/hybrid_64k-hsap-2x1-rank*.json docs/tim
 import gzip
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,9 +74,11 @@ def main(traces, picture):
     draw(layers, picture)
     for rank, kernels in enumerate(layers):
         print(f"GPU {rank}: {len(kernels)} launches, {max(kernel.stop for kernel in kernels):.2f} ms")
-        for (row, kind), count in Counter((kernel.row, kernel.kind) for kernel in kernels).items():
-            spent = sum(kernel.stop - kernel.start for kernel in kernels if (kernel.row, kernel.kind) == (row, kind))
-            print(f"  {row}, {kind}: {count}, {spent:.2f} ms")
+        lasted = {}
+        for kernel in kernels:
+            lasted.setdefault((kernel.row, kernel.kind), []).append(kernel.stop - kernel.start)
+        for (row, kind), times in lasted.items():
+            print(f"  {row}, {kind}: {len(times)}, {sum(times):.2f} ms")
 
 
 if __name__ == "__main__":

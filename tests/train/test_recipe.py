@@ -191,8 +191,8 @@ def test_bad_recipes_are_refused_in_words(recipe, sections, overrides, text):
 
 
 def test_offload_is_refused_by_transformers_that_do_not_know_it(recipe, monkeypatch):
-    older = "activation_checkpointing_enable"
-    monkeypatch.setattr(PreTrainedModel, older, lambda self, gradient_checkpointing_kwargs=None: None, raising=False)
+    name = "activation_checkpointing_enable"
+    monkeypatch.setattr(PreTrainedModel, name, lambda self, gradient_checkpointing_kwargs=None: None, raising=False)
     with pytest.raises(ConfigError, match=r"offload needs transformers 5\.17: pip install"):
         recipe("training.activation_checkpointing_kwargs={offload: true}", "training.use_cpu=false")
 

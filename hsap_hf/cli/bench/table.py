@@ -117,10 +117,13 @@ def _figures(row: dict[str, Any]) -> list[str]:
     return [*times, f"{max(row['differences'].values()):.1e}", received_mib]
 
 
-def _rates(row: dict[str, Any], *milliseconds: float) -> str:
+def rates(row: dict[str, Any], *milliseconds: float) -> list[float]:
     """TFLOP/s a rank, forward and backward."""
-    rates = [1e3 * done / ms / row["ranks"] for done, ms in zip(row["tflop"], milliseconds, strict=True)]
-    return " ".join(map(_short, rates))
+    return [1e3 * done / ms / row["ranks"] for done, ms in zip(row["tflop"], milliseconds, strict=True)]
+
+
+def _rates(row: dict[str, Any], *milliseconds: float) -> str:
+    return " ".join(map(_short, rates(row, *milliseconds)))
 
 
 def _short(number: float) -> str:
