@@ -100,6 +100,7 @@ def test_flash_attn_3_is_asked_for_the_same_attention(causal, window, softcap, g
 @pytest.mark.parametrize(("major", "why"), [(9, None), (8, "not 8"), (10, "not 10")])
 def test_flash_attn_3_runs_on_hopper_only(monkeypatch, major, why):
     monkeypatch.setattr("hsap_hf.attention.kernels.base._not_loaded", lambda package: None)
+    monkeypatch.setattr("hsap_hf.attention.kernels.built._refusal", lambda *asked: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 0))
     found = FlashAttn3Kernel().missing(Scores(1.0), 64, 64, "bfloat16", "cuda")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import HALF, Into, Kernel, Problem, grads_of, placed, window_sizes
+from hsap_hf.attention.kernels.base import HALF, Into, Problem, grads_of, placed, window_sizes
+from hsap_hf.attention.kernels.built import BuiltKernel
 
 
-class FlashAttn2Kernel(Kernel):
+class FlashAttn2Kernel(BuiltKernel):
     """`flash_attn.flash_attn_interface._flash_attn_varlen_forward/_backward`."""
 
     name = "flash_attn_2"

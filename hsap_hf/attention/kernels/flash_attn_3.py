@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import HALF, Into, Kernel, Problem, Scores, grads_of, varlen_words, window_sizes
+from hsap_hf.attention.kernels.base import HALF, Into, Problem, Scores, grads_of, varlen_words, window_sizes
+from hsap_hf.attention.kernels.built import BuiltKernel
 
 _HOPPER = 9
 """Compute capability."""
 
 
-class FlashAttn3Kernel(Kernel):
+class FlashAttn3Kernel(BuiltKernel):
     """`torch.ops.flash_attn_3.fwd/bwd`.
 
-    Source: github.com/Dao-AILab/flash-attention, hopper/. Not run on a GPU by us: a test holds these calls against the
-    operators' schema.
+    Source: github.com/Dao-AILab/flash-attention, hopper/. Run on GPUs by us in the build that xformers 0.0.34 brings.
     """
 
     name = "flash_attn_3"
@@ -29,11 +29,11 @@ class FlashAttn3Kernel(Kernel):
     install = "build the folder hopper of github.com/Dao-AILab/flash-attention"
 
     def missing(self, scores: Scores, head_dim: int, value_dim: int, dtype: str, device_type: str) -> str | None:
-        reason = super().missing(scores, head_dim, value_dim, dtype, device_type)
-        if reason is not None or not torch.cuda.is_available():
-            return reason
-        major, _ = torch.cuda.get_device_capability()
-        return None if major == _HOPPER else f"it needs a GPU of compute capability {_HOPPER}, not {major}"
+        if device_type == "cuda" and torch.cuda.is_available():
+            major, _ = torch.cuda.get_device_capability()
+            if major != _HOPPER:
+                return f"it needs a GPU of compute capability {_HOPPER}, not {major}"
+        return super().missing(scores, head_dim, value_dim, dtype, device_type)
 
     def _forward(self, problem: Problem, into: Tensor | None) -> tuple[Tensor, Tensor]:
         import flash_attn_3._C  # noqa: F401
