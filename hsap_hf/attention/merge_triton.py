@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -30,6 +31,8 @@ def merge_rows_triton(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tens
         WIDTH=triton.next_power_of_2(width),
         num_warps=4,
     )
+    # A launch does not tell autograd that it wrote; who kept these (selective checkpointing) must be able to notice.
+    torch.autograd.graph.increment_version((out, lse))
 
 
 @triton.jit(do_not_specialize=["count", "lse_stride", "part_lse_stride"])  # type: ignore[untyped-decorator]

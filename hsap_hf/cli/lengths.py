@@ -23,7 +23,7 @@ def read_packs(text: str, names: list[str] | None) -> dict[str, list[int]]:
     """The same for several packs by name; all of a file's packs where none is named."""
     content = _content(text)
     if isinstance(content, dict):
-        return {name: _named(content, name, text) for name in names or content.get("packs", {})}
+        return {name: _named(content, name, text) for name in names or _packs(content, text)}
     if names:
         raise ConfigError(f"--pack {names[0]}: {text[:80]!r} is one list of lengths and has no packs by name.")
     return {"pack": _checked(content, text)}
@@ -46,16 +46,21 @@ def _is_file(path: Path) -> bool:
 
 
 def _named(content: dict[str, Any], pack: str | None, text: str) -> list[int]:
-    packs = content.get("packs", {})
-    if not packs:
-        raise ConfigError(
-            f'{text} has no packs. Needed is a list of lengths, or {{"packs": {{"name": [900, 40, 8]}}}}.'
-        )
+    packs = _packs(content, text)
     if pack is None:
         raise ConfigError(f"{text} holds several packs. Choose one by --pack: {', '.join(packs)}.")
     if pack not in packs:
         raise ConfigError(f"--pack {pack!r} is not in {text}. Choose one of: {', '.join(packs)}.")
     return _checked(packs[pack], text)
+
+
+def _packs(content: dict[str, Any], text: str) -> dict[str, Any]:
+    packs = content.get("packs")
+    if not packs or not isinstance(packs, dict):
+        raise ConfigError(
+            f'{text} has no packs. Needed is a list of lengths, or {{"packs": {{"name": [900, 40, 8]}}}}.'
+        )
+    return packs
 
 
 def _checked(content: Any, text: str) -> list[int]:

@@ -26,8 +26,12 @@ def plan(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE.yaml]", show_default=False)] = None,
     lengths: Annotated[str | None, typer.Option(help="Document lengths: a list like 900,40,8 or a JSON file.")] = None,
     pack: Annotated[str | None, typer.Option(help="Name of a pack in the file, or its number in the recipe.")] = None,
-    context_size: Annotated[int, typer.Option("--context-size", "-c", min=1, help="Slots of a group.")] = 4,
-    ulysses_size: Annotated[int, typer.Option("--ulysses-size", "-u", min=1, help="Ranks of a slot.")] = 1,
+    context_size: Annotated[
+        int | None, typer.Option("--context-size", "-c", min=1, help="Slots of a group. Default: the recipe's, or 4.")
+    ] = None,
+    ulysses_size: Annotated[
+        int | None, typer.Option("--ulysses-size", "-u", min=1, help="Ranks of a slot. Default: the recipe's, or 1.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Shape to predict for: a name, a folder or a hub name. Default: the recipe's.")
     ] = None,
@@ -44,8 +48,12 @@ def plan(
 
         loaded = load_recipe(recipe)
         documents, shape = _pack_of(loaded, pack), named or _shape_of(loaded)
+        if loaded.hsap.context_size != "auto":
+            context_size = context_size or loaded.hsap.context_size
+        ulysses_size = ulysses_size or loaded.hsap.ulysses_size
     else:
         documents, shape = read_lengths(str(lengths), pack), named or LLAMA3_8B
+    context_size, ulysses_size = context_size or 4, ulysses_size or 1
     target = read_machine(machine)
     node = slots_per_node(ulysses_size, target)
     start = time.perf_counter()

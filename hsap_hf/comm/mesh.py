@@ -102,6 +102,12 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
     )
 
 
+def take_own_gpu() -> None:
+    """Before anything asks a GPU: this rank's own, as torch would choose it for groups, where none was chosen yet."""
+    if not torch.cuda.is_initialized():
+        torch.cuda.set_device(dist.get_node_local_rank(fallback_rank=dist.get_rank()) % torch.cuda.device_count())
+
+
 def _urgent(device_type: str, slots: int) -> dict[int | str, Any] | None:
     """Keys and their gradients travel beside attention kernels, which leave no room on the device: without priority
     NCCL's own kernels would only start when those are done. Nor should NCCL take more room than it needs: it holds all

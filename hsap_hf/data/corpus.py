@@ -85,12 +85,12 @@ def load_documents(
     Raises ConfigError where the source cannot be read as documents.
     """
     chosen = _tokenizer(tokenizer) if tokenizer is not None else None
+    num_too_long = 0
     if source == STDLIB:
+        most = max_document_tokens and max_document_tokens * _BYTES_PER_TOKEN
+        num_too_long = sum(path.stat().st_size > most for path in _library_files()) if most else 0
         texts = standard_library(
-            max_documents,
-            max_bytes=max_tokens and max_tokens * _BYTES_PER_TOKEN,
-            max_file_bytes=max_document_tokens and max_document_tokens * _BYTES_PER_TOKEN,
-            seed=seed,
+            max_documents, max_bytes=max_tokens and max_tokens * _BYTES_PER_TOKEN, max_file_bytes=most, seed=seed
         )
         chosen = chosen or train_tokenizer(texts, vocab_size)
         documents: Sequence[Any] = tokenize(texts, chosen)
@@ -104,7 +104,7 @@ def load_documents(
         documents = tokenize_rows(rows, chosen, text_field, source)
         lengths = [len(row) for row in documents["input_ids"]]
     kept = [i for i, length in enumerate(lengths) if max_document_tokens is None or length <= max_document_tokens]
-    num_too_long = len(lengths) - len(kept)
+    num_too_long += len(lengths) - len(kept)
     if max_tokens is not None:
         kept = [kept[i] for i in _fitting((lengths[i] for i in kept), max_tokens)]
     if not kept:
@@ -125,9 +125,7 @@ def standard_library(
     Lengths span five orders of magnitude, which makes it a real mix of long and short documents on every machine.
     The limits take a part of it, chosen by `seed`. Files that are empty or not UTF-8 are skipped.
     """
-    root = Path(sysconfig.get_paths()["stdlib"])
-    files = (path for path in root.rglob("*.py") if not _NOT_LIBRARY.intersection(path.relative_to(root).parts))
-    paths = sorted(files, key=lambda path: path.relative_to(root).as_posix())
+    paths = _library_files()
     if max_file_bytes is not None:
         paths = [path for path in paths if path.stat().st_size <= max_file_bytes]
     if max_files is not None or max_bytes is not None:
@@ -141,6 +139,12 @@ def standard_library(
         except (UnicodeDecodeError, OSError):
             continue
     return [text for text in texts if text]
+
+
+def _library_files() -> list[Path]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = (path for path in root.rglob("*.py") if not _NOT_LIBRARY.intersection(path.relative_to(root).parts))
+    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -127,7 +127,8 @@ def _positions_and_starts(batch: Mapping[str, Any], ids: Tensor) -> tuple[Tensor
     """Position ids [B, C] as the stock model would use them, and where documents start [B, C]."""
     columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     positions = batch.get("position_ids")
-    edges = batch.get("cu_seqlens", batch.get("cu_seq_lens_q"))
+    edges = batch.get("cu_seqlens")
+    edges = batch.get("cu_seq_lens_q") if edges is None else edges
     if edges is not None:
         starts = _edges_to_starts(edges, ids)
         begun = torch.where(starts, columns, 0).cummax(-1).values

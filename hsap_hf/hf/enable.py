@@ -14,7 +14,17 @@ import torch
 from torch import nn
 
 import hsap_hf
-from hsap_hf.comm import HsapMesh, announce, build_mesh, device_type_of, join, last_words, share_heads, world_size
+from hsap_hf.comm import (
+    HsapMesh,
+    announce,
+    build_mesh,
+    device_type_of,
+    join,
+    last_words,
+    share_heads,
+    take_own_gpu,
+    world_size,
+)
 from hsap_hf.config import HsapPlugin, launched_ranks
 from hsap_hf.errors import ConfigError, UnsupportedModelError
 from hsap_hf.hf.hooks import NUM_FACTS, Dealer
@@ -181,7 +191,10 @@ def _check(model: nn.Module, base: Any, plugin: HsapPlugin) -> bool:
     report = check_model_support(base)
     if report.note is not None:
         logging.getLogger("hsap_hf").warning("%s: %s", report.model_type, report.note)
-    check_kernel(report, plugin.kernel, str(base.dtype).removeprefix("torch."), device_type_of(base))
+    device_type = device_type_of(base)
+    if device_type == "cuda":
+        take_own_gpu()
+    check_kernel(report, plugin.kernel, str(base.dtype).removeprefix("torch."), device_type)
     _check_heads(base.config, plugin.ulysses_size)
     return True
 

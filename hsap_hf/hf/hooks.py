@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hsap_hf.attention import SlotTables
 from hsap_hf.comm import HsapMesh, compile_deal, confirm, gather_batches
@@ -246,12 +247,15 @@ class Dealer:
 
 
 def _recomputes(model: nn.Module) -> bool:
-    """Whether activation checkpointing is on, the model's own (older transformers call it gradient checkpointing) or
-    FSDP's."""
-    name = "is_activation_checkpointing"
-    if getattr(model, name if hasattr(model, name) else "is_gradient_checkpointing", False):
-        return True
-    return any(type(module).__name__ == "CheckpointWrapper" for module in model.modules())
+    """Whether every layer runs again in the backward: activation checkpointing, the model's own or FSDP's. Not where
+    only some layers do (every_n_layers): the others would keep what they borrowed."""
+    modules = list(model.modules())
+    layers = [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
+    if wrapped := sum(type(module).__name__ == "CheckpointWrapper" for module in modules):
+        return wrapped >= len(layers)
+    if layers:
+        return all(layer.gradient_checkpointing for layer in layers)
+    return any(getattr(module, "gradient_checkpointing", False) for module in modules)
 
 
 def _bits(num_items: Any) -> tuple[int, int]:

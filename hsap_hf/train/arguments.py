@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import fields
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from hsap_hf.errors import ConfigError
@@ -119,6 +120,9 @@ def training_problems(values: Mapping[str, Any]) -> list[str]:
         problems.append("training.fsdp: accelerate shards on GPUs only. Leave out this or use_cpu.")
     if current.get("gradient_accumulation_steps") in (0, False):
         problems.append("training.gradient_accumulation_steps: got 0, needs at least 1.")
+    checkpoint = current.get("resume_from_checkpoint")
+    if isinstance(checkpoint, str) and not Path(checkpoint).is_dir():
+        problems.append(f"training.resume_from_checkpoint: {checkpoint} is no folder. Name a run's checkpoint-N.")
     problems += _checkpointing_problems(current)
     loader = current.get("accelerator_config")
     for name, refused in _REFUSED_ACCELERATOR.items():

@@ -53,7 +53,7 @@ def prove(handle: HsapHandle, model: nn.Module, batch: dict[str, Tensor], dtype:
 
     The stock step is the model's own attention on what each rank brought, losses and gradients summed over ranks.
     `dtype` is the type the step computes in, under autocast where the weights have another. Dropout is off; activation
-    checkpointing stays as it is. Raises ConfigError for sharded parameters.
+    checkpointing stays as it is. Raises ConfigError for sharded parameters, and for a pack without supervised tokens.
     """
     assert handle.mesh is not None
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
@@ -64,6 +64,11 @@ def prove(handle: HsapHandle, model: nn.Module, batch: dict[str, Tensor], dtype:
     device = batch["labels"].device
     mixed = torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != _weights(model))
     count = _sum_over_ranks((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
+    if not count:
+        raise ConfigError(
+            "the proof's pack has no token whose label counts (all are -100, or every document has one token): nothing "
+            "can be compared. Look at the data and its tokenizer."
+        )
     traffic = handle.mesh.context.traffic
     before = traffic.rows
     with mixed:
@@ -132,8 +137,12 @@ def _leak(handle: HsapHandle, model: nn.Module, batch: dict[str, Tensor], docume
     """Largest gradient at (other documents' tokens, the document's own tokens) of the loss of one document."""
     assert handle.mesh is not None
     captured: list[Tensor] = []
-    embedding: Any = causal_model(model).get_input_embeddings()
-    hook = embedding.register_forward_hook(lambda module, args, out: captured.append(out))
+
+    def capture(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        captured.append(out if out.requires_grad else out.requires_grad_())  # LoRA freezes the embedding
+        return out
+
+    hook = causal_model(model).get_input_embeddings().register_forward_hook(capture)
     try:
         loss = model(**{**batch, "labels": _labels_of(handle, batch, document)}).loss
     finally:

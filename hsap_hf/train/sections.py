@@ -142,7 +142,7 @@ class LoggingSection(Section):
 
 
 def _config_problems(config: Mapping[str, Any]) -> Iterable[str]:
-    """Fields that the configuration class would silently keep without using them."""
+    """Fields that the configuration class would silently keep without using them, and values it refuses."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
@@ -155,7 +155,13 @@ def _config_problems(config: Mapping[str, Any]) -> Iterable[str]:
         default = AutoConfig.for_model(model_type)
         known = {*vars(default), *default.attribute_map, "model_type", "rope_theta", "rope_scaling"}
         names = [name for name in known if not name.startswith("_")]
-        yield from unknown_keys(config, names, "model.config")
+        unknown = list(unknown_keys(config, names, "model.config"))
+        yield from unknown
+        if not unknown:
+            try:
+                AutoConfig.for_model(**config)
+            except Exception as error:  # whatever a configuration class raises
+                yield f"model.config: {' '.join(str(error).split())}"
 
 
 def _lora_problems(lora: Mapping[str, Any]) -> Iterable[str]:

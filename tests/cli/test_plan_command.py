@@ -78,6 +78,15 @@ def test_a_recipes_pack_is_planned(hsap, tmp_path):
     assert 0 < sum(first["documents"]) <= 256
 
 
+def test_a_recipes_sizes_are_planned_where_no_others_are_given(hsap, tmp_path):
+    recipe = write_recipe(tmp_path)
+    given = [[], ["--context-size", 2]]
+    sizes = [json.loads(hsap("plan", recipe, *words, "--json")[1]) for words in given]
+    recipe.write_text(recipe.read_text() + "hsap:\n  context_size: 3\n  ulysses_size: 2\n")
+    sizes += [json.loads(hsap("plan", recipe, *words, "--json")[1]) for words in given]
+    assert [(plan["context_size"], plan["ulysses_size"]) for plan in sizes] == [(4, 1), (2, 1), (3, 2), (2, 2)]
+
+
 def test_the_table_shows_every_slot_of_the_plan_and_what_a_ring_would_move(hsap, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     shown = json.loads(hsap("plan", "--lengths", "4000,10", "-c", 4, "--json")[1])
@@ -108,6 +117,7 @@ def test_a_plan_can_be_drawn(hsap, tmp_path):
         (["--lengths", "packs.json", "--pack", "none"], "--pack 'none' is not in"),
         (["--lengths", "packs.json"], "packs.json holds several packs. Choose one by --pack: a."),
         (["--lengths", "no_packs.json"], "no_packs.json has no packs. Needed is a list of lengths, or"),
+        (["--lengths", "listed.json"], "listed.json has no packs. Needed is a list of lengths, or"),
         (["--lengths", "broken.json"], "'broken.json' is no JSON"),
         (["--lengths", "5,3", "--pack", "a"], "'5,3' is one list of lengths and has no packs by name"),
         (["--lengths", "[]"], "holds no document"),
@@ -119,6 +129,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(hsap, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "packs.json").write_text('{"packs": {"a": [1]}}')
     (tmp_path / "no_packs.json").write_text('{"a": [1]}')
+    (tmp_path / "listed.json").write_text('{"packs": [1, 2]}')
     (tmp_path / "broken.json").write_text("[1, 2")
     code, out, err = hsap("plan", *words)
     assert code == 2

@@ -51,6 +51,7 @@ GOOD = {
     "flattening collator with cu_seq_lens": DataCollatorWithFlattening(return_flash_attn_kwargs=True)(EXAMPLES),
     "our collator": HsapDataCollator()(EXAMPLES),
     "cu_seqlens alone": {**ONE_ROW, "cu_seqlens": torch.tensor([0, 3, 4, 6], dtype=torch.int32)},
+    "cu_seq_lens_q beside nothing": {**ONE_ROW, "cu_seqlens": None, "cu_seq_lens_q": rows([0, 3, 4, 6])},
     "cu_seq_lens_q alone": {**ONE_ROW, "cu_seq_lens_q": rows([0, 3, 4, 6])},
     "positions alone": {**ONE_ROW, "position_ids": rows([0, 1, 2, 0, 0, 1])},
     "all-ones mask": {**ONE_ROW, "position_ids": rows([0, 1, 2, 0, 0, 1]), "attention_mask": rows([1] * 6)},

@@ -1,11 +1,16 @@
 """What the layers of a dealt batch share."""
 
+import pytest
 import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from hsap_hf import HsapPlugin
 from hsap_hf.attention import Scores
 from hsap_hf.comm.loopback import lone_mesh
 from hsap_hf.hf.dealt import DealtBatch
+from hsap_hf.hf.hooks import _recomputes
 from hsap_hf.planner import compile_plan
 
 
@@ -26,3 +31,32 @@ def test_a_window_that_hides_nothing_is_none():
     windows = [batch.call(rows, rows, rows, Scores(1.0, window)).scores.window for window in (None, 5, 6, 4)]
     assert windows == [None, None, None, 4]
     assert set(batch.tables) == {None, 4}
+
+
+ENABLE = "activation_checkpointing_enable"  # older transformers call it gradient checkpointing
+ENABLE = ENABLE if hasattr(LlamaForCausalLM, ENABLE) else "gradient_checkpointing_enable"
+
+
+@pytest.fixture
+def model():
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=32, **shape))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_layers_recompute_where_all_of_them_do(model, wrapped):
+    """Also inside DDP, which has no such switch of its own."""
+    seen = nn.ModuleList([model]) if wrapped else model
+    assert not _recomputes(seen)
+    getattr(model, ENABLE)()
+    assert _recomputes(seen)
+    model.model.layers[1].gradient_checkpointing = False  # every_n_layers=2
+    assert not _recomputes(seen)
+
+
+def test_layers_in_wrappers_of_fsdp_recompute_where_all_of_them_are(model):
+    layers = model.model.layers
+    layers[0] = checkpoint_wrapper(layers[0])
+    assert not _recomputes(model)
+    layers[1] = checkpoint_wrapper(layers[1])
+    assert _recomputes(model)

@@ -81,3 +81,10 @@ def test_a_prepared_trainer_evaluates_what_its_rank_brought_and_counts_over_all_
     for stock, ours, refused in gloo.run("guard_runs:evaluation_of_a_prepared_trainer"):
         assert ours == pytest.approx([stock, stock], rel=1e-5)
         assert "average_tokens_across_devices=False" in refused
+
+
+def test_a_prepared_trainer_predicts_what_its_rank_brought_or_nothing(gloo):
+    for difference, refused, disabled in gloo.run("guard_runs:predictions_of_a_prepared_trainer"):
+        assert difference < 1e-4
+        assert refused.startswith("predict: after prepare_trainer these are logits of dealt tokens.")
+        assert disabled == []

@@ -111,6 +111,8 @@ BAD = [
     ),
     ({}, ["model.dtype=fp8"], "model.dtype: got 'fp8', needs 'float32' or 'bfloat16' or 'float16' or 'auto'."),
     ({}, ["model.config.hidden_sizes=3"], "model.config: unknown key 'hidden_sizes'; did you mean 'hidden_size'?"),
+    ({}, ["model.config.num_attention_heads=abc"], "model.config: "),
+    ({}, ["training.resume_from_checkpoint=nope"], "training.resume_from_checkpoint: nope is no folder. Name a run's"),
     ({}, ["model.config.model_type=lama"], "model.config.model_type: unknown key 'lama'; did you mean 'llama'?"),
     ({"model": {"config": {"hidden_size": 3}}}, [], "model.config.model_type: missing. Write for example"),
     ({}, ["model.lora.lora_alfa=8"], "model.lora: unknown key 'lora_alfa'; did you mean 'lora_alpha'?"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import HALF, Into, Problem, Scores, grads_of, varlen_words, window_sizes
+from hsap_hf.attention.kernels.base import HALF, Into, Problem, Scores, grads_of, placed, varlen_words, window_sizes
 from hsap_hf.attention.kernels.built import BuiltKernel
 
 _HOPPER = 9
@@ -41,7 +41,7 @@ class FlashAttn3Kernel(BuiltKernel):
         out, lse, *_ = torch.ops.flash_attn_3.fwd(
             problem.q, problem.k, problem.v, out=into, num_splits=1, **_arguments(problem)
         )
-        return out, lse
+        return placed(out, into), lse
 
     def _backward(
         self, problem: Problem, grad_out: Tensor, out: Tensor, lse: Tensor, into: Into
