@@ -2,7 +2,7 @@
 
 import pytest
 
-from hsap_hf.comm.mesh import slots_of_node
+from hsap_hf.comm.mesh import slots_of_node, take_own_gpu
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,16 @@ from hsap_hf.comm.mesh import slots_of_node
 )
 def test_slots_of_a_node(ranks, context_size, ulysses_size, slots):
     assert slots_of_node(ranks, context_size, ulysses_size) == slots
+
+
+@pytest.mark.parametrize(("chosen", "taken"), [(False, [1]), (True, [])])
+def test_a_rank_takes_its_own_gpu_unless_one_was_chosen(monkeypatch, chosen, taken):
+    """Of four on its machine; else every rank that names a kernel would ask the first."""
+    asked = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: chosen)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.set_device", asked.append)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 5)
+    take_own_gpu()
+    assert asked == taken
