@@ -70,4 +70,14 @@ def _run(recipe_file: Path, overrides: list[str], nproc: int | None, flags: list
             f"nothing to verify: {ranks} ranks in groups of one share no documents. Use --nproc 2 or more, and "
             f"hsap.context_size above 1 (it is {recipe.hsap.context_size})."
         )
+    if "--verify" not in flags:
+        _make_folder(recipe.training.get("output_dir"))
     raise typer.Exit(launch_recipe(recipe_file, ranks, [*overrides, *flags]))
+
+
+def _make_folder(output_dir: str | None) -> None:
+    """Where every rank would fail to make it, minutes later."""
+    try:
+        Path(output_dir or ".").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"training.output_dir: {output_dir} cannot be made ({error.strerror}). Name another.") from None

@@ -171,7 +171,7 @@ def test_ways_are_held_against_data_parallelism(recipe, tmp_path):
     baseline, row = json.loads(ended.out)
     assert [baseline["way"], row["way"], row["split"]] == ["data parallel", "hsap", "2x1"]
     assert row["loss_difference"] < 1e-5
-    assert row["kernel"] == baseline["kernel"] == "sdpa"
+    assert [row["kernel"], row["link"]] == [baseline["kernel"], baseline["link"]] == ["sdpa", "gloo"]
     assert row["speedup"] == pytest.approx(baseline["step_ms"] / row["step_ms"])
     figures = rf"step {row['step_ms']:,.1f}, .*, deal {row['deal_ms']:,.2f}, tables {row['tables_ms']:,.2f}"
     assert re.search(rf", hsap 2x1: {figures}$", ended.err, re.MULTILINE), ended.err  # whoever stops it keeps them

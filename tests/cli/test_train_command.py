@@ -46,6 +46,18 @@ def test_ranks_that_do_not_fill_groups_are_refused_before_any_rank_starts(tmp_pa
     assert "= 2 does not divide the 3 launched processes. Launch a multiple of 2" in err
 
 
+def test_where_results_go_is_made_before_any_rank_starts(tmp_path, hsap, monkeypatch):
+    seen = []
+    monkeypatch.setattr("hsap_hf.train.launch.launch_ranks", lambda *_: seen.append((tmp_path / "out").is_dir()) or 0)
+    recipe = write_recipe(tmp_path)
+    (tmp_path / "file").touch()
+    code, _, err = hsap("train", recipe, "--nproc", 2, f"training.output_dir={tmp_path / 'file' / 'runs'}")
+    assert (code, seen) == (2, [])
+    assert "training.output_dir: " in err and "cannot be made (Not a directory). Name another." in err
+    assert hsap("train", recipe, "--nproc", 2)[0] == 0
+    assert seen == [True]
+
+
 def test_a_folder_that_is_not_there_is_no_model_of_the_hub(hsap):
     code, _, err = hsap("verify", "models/of/mine", "--nproc", 2)
     assert code == 2

@@ -15,6 +15,7 @@ Row = dict[str, Any]
 NEWEST = {
     "attention_2xh100": ("2026-11-28", "By the newest engine, after 0.8 s. All on one machine; of 128k two packs."),
     "attention_2xh200": ("2026-11-28", "By the newest engine, after 0.8 s. All on one machine."),
+    "attention_2xh200_again": ("2026-11-28", "By the newest engine, after 0.8 s. On another machine."),
     "attention_2xh200_fa3": (
         "2026-11-28",
         "By the newest engine, after 0.8 s, with flash-attn 3 (of xformers 0.0.34) and ring-flash-attention on it.",

@@ -21,6 +21,13 @@ TOO_LARGE = 3
 _NO_MEMORY = ("out of memory", "ALLOC_FAILED", "CUDA calloc")
 
 
+def link_of(device_type: str) -> str:
+    """What carries messages between this process and the others, in words."""
+    if device_type != "cuda":
+        return "gloo"
+    return "nccl without peer-to-peer" if SLOW_LINK.items() <= os.environ.items() else "nccl"
+
+
 def ask(program: str, request: Mapping[str, Any], ranks: int, environment: Mapping[str, str]) -> tuple[int, Any]:
     """Run `program` on so many ranks of this machine: (0, its answer), or (exit code, None). Both sides are JSON."""
     from hsap_hf.train.launch import launch_ranks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
@@ -14,7 +13,7 @@ import torch
 import typer
 
 from hsap_hf.cli.bench.entry import METERS, TRAFFIC, Entry
-from hsap_hf.cli.bench.job import answer
+from hsap_hf.cli.bench.job import answer, link_of
 from hsap_hf.cli.bench.measurement import ROUNDS, Bench
 from hsap_hf.cli.bench.peers import llama3_way, missing_peer, zigzag_way
 from hsap_hf.cli.bench.request import Request
@@ -41,7 +40,7 @@ def measure(request: Request, device: torch.device, ranks: int) -> list[dict[str
         "ranks": ranks,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
-        "link": _link(device),
+        "link": link_of(device.type),
         "heads": request.shape.heads,
         "kv_heads": request.shape.kv_heads,
         "head_dim": request.shape.head_dim,
@@ -69,12 +68,6 @@ def _tflop(lengths: Sequence[int], shape: Shape) -> tuple[float, float]:
 
 def _plugin(context_size: int, ulysses_size: int) -> HsapPlugin:
     return HsapPlugin(context_size=context_size, ulysses_size=ulysses_size, timeout_seconds=_WAIT_SECONDS)
-
-
-def _link(device: torch.device) -> str:
-    if device.type != "cuda":
-        return "gloo"
-    return "nccl without peer-to-peer" if os.environ.get("NCCL_P2P_DISABLE") == "1" else "nccl"
 
 
 def _measure_pack(bench: Bench, pack: WholePack, pack_name: str) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from hsap_hf.attention import compile_tables
 from hsap_hf.cli.bench.drawn_packs import DrawnPacks
-from hsap_hf.cli.bench.job import answer
+from hsap_hf.cli.bench.job import answer, link_of
 from hsap_hf.cli.bench.step_times import StepClock, Waits, watch
 from hsap_hf.cli.bench.timing import median_ms
 from hsap_hf.cli.shapes import shape_of
@@ -120,6 +120,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).date().isoformat(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "link": link_of(arguments.device.type),
         "dtype": dtype,
         "kernel": kernel_name(plugin.kernel, model, arguments),
         "weights": base.num_parameters(),
