@@ -46,8 +46,8 @@ class HsapPlugin:
     """Refuse a pack that would deal more tokens than this to one rank. None: no limit."""
 
     timeout_seconds: float = 600.0
-    """How long a rank waits for the others to bring their batch, in seconds. A rank that died is noticed at once;
-    exchanges on the device have the limits of their backend."""
+    """How long a rank waits for the others to bring their batch, in seconds. A rank that died is noticed at once.
+    NCCL ends exchanges that hang after this time or the job's own limit, whichever is longer."""
 
     debug: bool = False
     """Fill receive buffers with NaN before every exchange, so that a row nobody sent cannot pass unseen, and end the

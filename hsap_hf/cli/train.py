@@ -78,6 +78,7 @@ def _run(recipe_file: Path, overrides: list[str], nproc: int | None, flags: list
 def _make_folder(output_dir: str | None) -> None:
     """Where every rank would fail to make it, minutes later."""
     try:
-        Path(output_dir or ".").mkdir(parents=True, exist_ok=True)
+        Path(output_dir or ".").expanduser().mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"training.output_dir: {output_dir} cannot be made ({error.strerror}). Name another.") from None
+        reason = f"cannot be made ({error.strerror}). Name another."
+        raise ConfigError(f"training.output_dir: {output_dir} {reason}") from None

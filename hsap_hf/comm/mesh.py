@@ -1,4 +1,4 @@
-"""The hierarchical process groups: (replicas, context, ulysses) from one device mesh."""
+"""The hierarchy of ranks: replicas, context and ulysses, outermost to innermost."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ import atexit
 import sys
 import time
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, NoReturn, cast
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from hsap_hf.comm.axis import Axis, ProcessAxis
+from hsap_hf.comm.groups import groups_for
 from hsap_hf.config import HsapPlugin, may_read_peers
 from hsap_hf.errors import ConfigError
-
-_FEWEST_MULTIPROCESSORS, _MULTIPROCESSORS_A_NEIGHBOUR, _MOST_MULTIPROCESSORS = 8, 4, 16
-"""Of a GPU, for the exchange; attention beside it gets the others. On two H100s NCCL would take 17 of 132. Between two
-H200s 2 and 4 were slower than 8, and 16 no faster; between four 4 were too few, and 12 as good as 16 or 24."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +59,11 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
 
     Raises ConfigError where groups do not fill the world.
     """
+    if device_type == "cuda":
+        take_own_gpu()
     world = dist.get_world_size()
-    shape = (world // (plugin.context_for(world) * plugin.ulysses_size), plugin.context_for(world), plugin.ulysses_size)
-    mesh = init_device_mesh(
-        device_type,
-        shape,
-        mesh_dim_names=("replicas", "context", "ulysses"),
-        backend_override=_urgent(device_type, shape[1]),
-    )
-    group = mesh["context", "ulysses"]._flatten("hsap_group")
-
-    limit = timedelta(seconds=plugin.timeout_seconds)
-    host_group, _ = dist.new_subgroups(shape[1] * shape[2], timeout=limit, backend="gloo")
-    host_world = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=limit))
+    context_size, ulysses_size = plugin.context_for(world), plugin.ulysses_size
+    groups = groups_for(context_size, ulysses_size, device_type, plugin.timeout_seconds)
 
     def axis(process_group: dist.ProcessGroup) -> ProcessAxis:
         return ProcessAxis(process_group, plugin.timeout_seconds, plugin.debug)
@@ -84,20 +71,21 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
     for ending in (let_go, leave):  # the last one registered is the first that runs
         atexit.unregister(ending)
         atexit.register(ending)
-    world_host = axis(host_world)
+    world_host = axis(groups.world_host)
     own_ranks = dist.get_node_local_rank(fallback_rank=dist.get_rank()) + 1
     facts = torch.tensor([own_ranks, int(not may_read_peers())])  # the same on all, since messages depend on them
     ranks, distant = world_host.all_reduce_max(facts, "count the ranks of a node").tolist()
-    slots = slots_of_node(ranks, shape[1], plugin.ulysses_size)
+    slots = slots_of_node(ranks, context_size, ulysses_size)
+    group_size = context_size * ulysses_size
     return HsapMesh(
-        context=axis(mesh.get_group("context")),
-        ulysses=axis(mesh.get_group("ulysses")),
-        group=axis(group.get_group()),
-        group_host=axis(host_group),
+        context=axis(groups.context),
+        ulysses=axis(groups.ulysses),
+        group=axis(groups.group),
+        group_host=axis(groups.group_host),
         world_host=world_host,
-        replica=mesh.get_local_rank("replicas"),
-        num_replicas=shape[0],
-        slots_per_node=None if slots == shape[1] else slots,
+        replica=dist.get_rank() // group_size,
+        num_replicas=world // group_size,
+        slots_per_node=None if slots == context_size else slots,
         near_slots=slots if slots is not None and not distant else 1,
     )
 
@@ -106,18 +94,6 @@ def take_own_gpu() -> None:
     """Before anything asks a GPU: this rank's own, as torch would choose it for groups, where none was chosen yet."""
     if not torch.cuda.is_initialized():
         torch.cuda.set_device(dist.get_node_local_rank(fallback_rank=dist.get_rank()) % torch.cuda.device_count())
-
-
-def _urgent(device_type: str, slots: int) -> dict[int | str, Any] | None:
-    """Keys and their gradients travel beside attention kernels, which leave no room on the device: without priority
-    NCCL's own kernels would only start when those are done. Nor should NCCL take more room than it needs: it holds all
-    of it while it waits for a slower rank."""
-    if device_type != "cuda":
-        return None
-    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
-    asked = max(_FEWEST_MULTIPROCESSORS, _MULTIPROCESSORS_A_NEIGHBOUR * (slots - 1))
-    options.config.max_ctas = min(asked, _MOST_MULTIPROCESSORS)
-    return {"context": options}
 
 
 def let_go() -> None:

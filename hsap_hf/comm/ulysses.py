@@ -19,7 +19,8 @@ class HeadShare:
 
     num_kv_heads: int
     kv_index: Tensor | None
-    """Key-value heads in the order they are sent, [size * heads per rank]; None where each is sent once, in order."""
+    """Key-value heads in the order they are sent, [size * heads per rank]: as many copies of each, one head after the
+    other. None where each is sent once."""
 
 
 def share_heads(num_heads: int, num_kv_heads: int, size: int, device: torch.device) -> HeadShare:
@@ -69,5 +70,4 @@ def sum_replicas(grad_TNH: Tensor, share: HeadShare) -> Tensor:
     if share.kv_index is None:
         return grad_TNH
     wide = torch.promote_types(grad_TNH.dtype, torch.float32)
-    total = grad_TNH.new_zeros((len(grad_TNH), share.num_kv_heads, grad_TNH.shape[-1]), dtype=wide)
-    return total.index_add_(1, share.kv_index, grad_TNH.to(wide))
+    return grad_TNH.to(wide).unflatten(1, (share.num_kv_heads, -1)).sum(2)

@@ -358,3 +358,14 @@ def test_what_runs_beside_the_exchange_hides_it():
     found = trace.summary([(10, 20), (15, 30), (100, 110)], [(0, 12), (11, 14), (25, 105), (200, 210)])
     assert found == {"launches": 4, "exchange_ms": 0.03, "hidden": (4 + 5 + 5) / 30}
     assert trace.summary([], [(0, 1)]) == {"launches": 1, "exchange_ms": 0.0, "hidden": None}
+
+
+def test_gradients_that_travel_do_not_hide_the_exchange():
+    names = {"ncclDevKernel_SendRecv": (0, 10), "ncclDevKernel_AllReduce": (0, 10), "flash_fwd": (4, 10)}
+    device = torch.autograd.DeviceType.CUDA
+    events = [
+        SimpleNamespace(name=name, device_type=device, time_range=SimpleNamespace(start=start, end=end))
+        for name, (start, end) in names.items()
+    ]
+    exchange, others = trace.device_spans(SimpleNamespace(events=lambda: events), trace.EXCHANGE)
+    assert (exchange, others) == ([(0, 10)], [(4, 10)])

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from importlib import import_module
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -162,22 +163,29 @@ def test_nothing_is_found_where_the_first_does_not_fit():
     assert find_longest(lambda tokens: None, 10, 100, 0.1) is None
 
 
-def test_ways_are_held_against_data_parallelism(recipe, tmp_path):
-    """The whole command; with 5 query heads there is no Ulysses of 2 to compare with."""
+def test_ways_are_held_against_data_parallelism(gloo, hsap, monkeypatch, recipe):
+    """The whole command, but that its ranks are there already; 5 query heads leave no Ulysses of 4 to compare with."""
+
+    def ask(program, request, ranks, environment):
+        assert (ranks, environment) == (4, {})
+        return 0, gloo.run(f"{program}:measure", json.loads(json.dumps(request)))[0]
+
+    monkeypatch.setattr(import_module("hsap_hf.cli.bench.train"), "ask", ask)  # the package has a function `train`
     heads = [f"model.config.{name}=5" for name in ("num_attention_heads", "num_key_value_heads")]
-    words = [recipe, *heads, "model.config.hidden_size=40", "--steps", 1, "--nproc", 2, "--json"]
-    ended = launch(HSAP, "bench", "train", *words, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
-    assert ended.code == 0, ended.err
-    baseline, row = json.loads(ended.out)
-    assert [baseline["way"], row["way"], row["split"]] == ["data parallel", "hsap", "2x1"]
+    words = [recipe, *heads, "model.config.hidden_size=40", "--steps", 1, "--nproc", 4, "--json"]
+    code, out, err = hsap("bench", "train", *words)
+    assert code == 0, err
+    baseline, row = json.loads(out)
+    assert [baseline["way"], row["way"], row["split"]] == ["data parallel", "hsap", "4x1"]
     assert row["loss_difference"] < 1e-5
     assert [row["kernel"], row["link"]] == [baseline["kernel"], baseline["link"]] == ["sdpa", "gloo"]
     assert row["speedup"] == pytest.approx(baseline["step_ms"] / row["step_ms"])
     figures = rf"step {row['step_ms']:,.1f}, .*, deal {row['deal_ms']:,.2f}, tables {row['tables_ms']:,.2f}"
-    assert re.search(rf", hsap 2x1: {figures}$", ended.err, re.MULTILINE), ended.err  # whoever stops it keeps them
+    assert re.search(rf", hsap 4x1: {figures}$", err, re.MULTILINE), err  # whoever stops it keeps them
 
 
 def test_the_longest_document_that_fits(recipe, tmp_path):
+    """The whole command: ranks start, answer, and end with a code that is understood."""
     search = ["--nproc", 2, "--start", 64, "--stop", 100, "--precision", 0.57, "--json"]
     words = [recipe, "hsap.max_tokens_per_rank=40", *search]
     ended = launch(HSAP, "bench", "longest", *words, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")

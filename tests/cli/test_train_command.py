@@ -53,9 +53,12 @@ def test_where_results_go_is_made_before_any_rank_starts(tmp_path, hsap, monkeyp
     (tmp_path / "file").touch()
     code, _, err = hsap("train", recipe, "--nproc", 2, f"training.output_dir={tmp_path / 'file' / 'runs'}")
     assert (code, seen) == (2, [])
-    assert "training.output_dir: " in err and "cannot be made (Not a directory). Name another." in err
+    assert f"training.output_dir: {tmp_path}/file/runs cannot be made (Not a directory). Name another." in err
     assert hsap("train", recipe, "--nproc", 2)[0] == 0
     assert seen == [True]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hsap("train", recipe, "--nproc", 2, "training.output_dir=~/mine")[0] == 0
+    assert (tmp_path / "mine").is_dir()
 
 
 def test_a_folder_that_is_not_there_is_no_model_of_the_hub(hsap):

@@ -2,7 +2,9 @@
 
 import pytest
 
+from hsap_hf.comm import mesh
 from hsap_hf.comm.mesh import slots_of_node, take_own_gpu
+from hsap_hf.config import HsapPlugin
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,14 @@ def test_a_rank_takes_its_own_gpu_unless_one_was_chosen(monkeypatch, chosen, tak
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 5)
     take_own_gpu()
     assert asked == taken
+
+
+def test_groups_of_gpus_are_made_on_the_ranks_own(monkeypatch):
+    """A model still on the CPU lets nobody choose a GPU before."""
+    order = []
+    monkeypatch.setattr(mesh, "take_own_gpu", lambda: order.append("own"))
+    monkeypatch.setattr(mesh, "groups_for", lambda *_: order.append("groups"))
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    with pytest.raises(AttributeError):  # here they are none
+        mesh.build_mesh(HsapPlugin(), "cuda")
+    assert order == ["own", "groups"]

@@ -42,7 +42,7 @@ BUGS = {
         EXACT, (Edit("comm/rows.py", "wide.index_add(0, at,", "wide.index_copy(0, at,"),)
     ),
     "gradients of replicated heads are not summed": Bug(
-        EXACT, (Edit("comm/ulysses.py", "total.index_add_(1,", "total.index_copy_(1,"),)
+        EXACT, (Edit("comm/ulysses.py", "num_kv_heads, -1)).sum(2)", "num_kv_heads, -1)).select(2, 0)"),)
     ),
     "the loss is scaled by the size of the group": Bug(
         FORWARD,
