@@ -62,7 +62,7 @@ def gather_heads(x_TNH: Tensor, rows: list[int], axis: Axis) -> Tensor:
         return x_TNH
     tokens = rows[axis.rank]
     received = axis.all_to_all(x_TNH, rows, [tokens] * axis.size, "trade tokens for heads").wait()
-    return received.unflatten(0, (axis.size, tokens)).transpose(0, 1).flatten(1, 2)
+    return received.unflatten(0, (axis.size, tokens)).transpose(0, 1).flatten(1, 2).contiguous()  # one head is a view
 
 
 def sum_replicas(grad_TNH: Tensor, share: HeadShare) -> Tensor:

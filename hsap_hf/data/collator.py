@@ -20,8 +20,9 @@ class HsapDataCollator:
     """Packs this rank's examples into one row.
 
     An example holds `input_ids` and perhaps `labels`, `position_ids`, `attention_mask`, each a 1-D list, array or
-    tensor. Without labels they are the input_ids. A document starts where `position_ids` stop counting up; without
-    `position_ids` an example is one document. Masked padding is dropped.
+    tensor. Without labels they are the input_ids. A document starts where `position_ids` stop counting up, or has the
+    lengths `seq_lengths` (as trl.pack_dataset writes them); without both an example is one document. Masked padding is
+    dropped.
 
     Gives, for T tokens in n documents: `input_ids`, `labels`, `position_ids` int64[1, T] and `cu_seqlens` int32[n + 1].
     The first label of every document is -100: the last token of one document must not predict the next. T may be 0.
@@ -74,7 +75,8 @@ class _Row:
                 "remove_unused_columns drops every column that the model's forward does not name."
             )
         input_ids = _integers(example["input_ids"], index, "input_ids")
-        given = {"labels": input_ids, "position_ids": np.arange(len(input_ids))}
+        _refuse_other_words(example, index)
+        given = {"labels": input_ids, "position_ids": _counted(example.get("seq_lengths"), len(input_ids), index)}
         for name in ("labels", "position_ids", "attention_mask"):
             if example.get(name) is not None:
                 given[name] = _integers(example[name], index, name)
@@ -90,6 +92,32 @@ class _Row:
         starts = np.diff(position_ids, prepend=-1) != 1  # position 0 never follows its predecessor by one
         starts[:1] = True
         return cls(input_ids[kept], given["labels"][kept], position_ids, starts.astype(np.int64))
+
+
+def _refuse_other_words(example: Mapping[str, Any], index: int) -> None:
+    """Raise PackError for columns of other collators that would be ignored without a word."""
+    for name in ("assistant_masks", "completion_mask", "loss_mask"):
+        if example.get(name) is not None and example.get("labels") is None:
+            raise PackError(
+                f"example {index}: {name} says which tokens count, and only labels do here. Give labels that are "
+                f"{IGNORED} where it is 0, or drop it to train on every token."
+            )
+    for name in ("seq_idx", "segment_ids"):
+        if example.get(name) is not None and example.get("position_ids") is None and "seq_lengths" not in example:
+            raise PackError(
+                f"example {index}: {name} tells documents apart, and only position_ids and seq_lengths do here. Give "
+                f"position_ids that restart at 0 in each document, or drop it."
+            )
+
+
+def _counted(lengths: Any, tokens: int, index: int) -> np.ndarray:
+    """Positions of documents of these lengths, or of one."""
+    if lengths is None:
+        return np.arange(tokens)
+    counts = _integers(lengths, index, "seq_lengths")
+    if counts.sum() != tokens or (counts < 0).any():
+        raise PackError(f"example {index}: seq_lengths sum to {counts.sum()}, but there are {tokens} input_ids.")
+    return np.arange(tokens) - np.repeat(counts.cumsum() - counts, counts)
 
 
 def _integers(values: Any, index: int, name: str) -> np.ndarray:

@@ -56,7 +56,7 @@ class HsapHandle:
             patch = AttentionPatch(model)
             patch.apply()
             self._undo.append(patch.undo)
-            self.dealer = dealer = Dealer(plugin, mesh, patch, base.config.num_hidden_layers)
+            self.dealer = dealer = Dealer(plugin, mesh, patch, base)
             self._undo.append(base.register_forward_pre_hook(dealer.before_forward, with_kwargs=True).remove)
             after = base.register_forward_hook(dealer.after_forward, with_kwargs=True, always_call=True)
             self._undo.append(after.remove)
@@ -187,6 +187,11 @@ def _check(model: nn.Module, base: Any, plugin: HsapPlugin) -> bool:
             raise UnsupportedModelError(
                 f"adapter {name!r} ({type(adapter).__name__}) puts virtual tokens before every row, which belong to no "
                 f"document. Adapters that change weights (LoRA, DoRA) work."
+            )
+        if getattr(adapter, "alora_invocation_tokens", None):
+            raise UnsupportedModelError(
+                f"adapter {name!r} is an activated LoRA, which begins at a token that it looks for in every row of a "
+                f"batch. Leave alora_invocation_tokens out: LoRA works."
             )
     report = check_model_support(base)
     if report.note is not None:

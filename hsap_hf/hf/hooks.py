@@ -47,6 +47,14 @@ _UNSUPERVISED = (
     "no label of this pack counts (all are -100): its loss and its gradients are 0. Where prompts are masked, look "
     "whether the mask takes answers too, or max_length cuts them off."
 )
+_LATE_LOSS = (
+    "model.loss_function was set after enable_hsap: nothing has checked whether it takes labels that are shifted "
+    "already. Set it before."
+)
+_NOISE = (
+    "neftune_noise_alpha: the noise depends on the length of a row, and a rank computes another one than it brings. "
+    "Leave it out."
+)
 _REPLACED = ("input_ids", "attention_mask", "position_ids", "labels", "shift_labels", "cu_seqlens", "seq_idx")
 _REPLACED += ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "use_cache", "return_dict")
 
@@ -58,7 +66,8 @@ class Dealer:
     plugin: HsapPlugin
     mesh: HsapMesh
     patch: AttentionPatch
-    num_layers: int
+    base: Any
+    """The causal language model."""
     said: set[str] = field(default_factory=set)
     """Warnings that this rank has given."""
     batches: int = 0
@@ -68,6 +77,7 @@ class Dealer:
     """The plan of the last batch."""
 
     def __post_init__(self) -> None:
+        self._own_loss = vars(self.base).get("_loss_function")
         self._compiled = lru_cache(_KEPT_PLANS)(self._compile)
 
     def forget_plans(self) -> None:
@@ -80,8 +90,10 @@ class Dealer:
         names = list(inspect.signature(module.forward).parameters)
         batch = {**dict(zip(names, args, strict=False)), **kwargs}
         shared = BATCH_KEY in batch or self.is_dealt(batch)
-        self.patch.switch(stock=not shared)  # said anew for every forward, however the one before ended
-        if not shared:
+        if shared:
+            self.patch.share()
+        else:
+            self.patch.keep()
             if module.training and torch.is_grad_enabled():
                 self._warn_once(_UNDEALT)
             return None
@@ -99,12 +111,13 @@ class Dealer:
     def after_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
         """Forward hook; also runs when the forward raised (`outputs` is then None)."""
         dealt: DealtBatch | None = kwargs.get(BATCH_KEY)
-        self.patch.switch(stock=self.patch.generating > 0)
+        self.patch.rest()
         if dealt is None or outputs is None:
             return None
-        if dealt.attention_calls < self.num_layers:
+        num_layers = self.base.config.num_hidden_layers
+        if dealt.attention_calls < num_layers:
             raise UnsupportedModelError(
-                f"{type(module).__name__} has {self.num_layers} layers but asked for attention "
+                f"{type(module).__name__} has {num_layers} layers but asked for attention "
                 f"{dealt.attention_calls} times: some of its layers do not go through AttentionInterface."
             )
         if not hasattr(outputs, "loss") or not hasattr(outputs, "logits"):
@@ -115,7 +128,7 @@ class Dealer:
         if self.plugin.debug and torch.is_grad_enabled() and loss is not None:
             self._check_finite(dealt, loss)
         if not torch.is_grad_enabled() and dealt.brought.has_labels:
-            loss = self._evaluated(module, dealt, outputs.logits, _at_least_one(kwargs.get("num_items_in_batch")))
+            loss = self._evaluated(module, dealt, outputs.logits, _nonzero(kwargs.get("num_items_in_batch")))
         if dealt.handed_out or self.plugin.return_logits == "dealt":
             logits = outputs.logits
         elif self.plugin.return_logits == "brought":
@@ -156,8 +169,7 @@ class Dealer:
         try:
             if not self.batches:
                 refuse_strategies(self.patch.model)  # accelerate may have been configured after enable_hsap
-            if any(getattr(config, "output_router_logits", False) for config in self.patch.configs()):
-                raise UnsupportedModelError(ROUTER_LOSS)
+            self._check_changes()
             brought = read_batch(batch)
             facts = [brought.num_supervised, int(trains), *_bits(batch.get("num_items_in_batch"))]
             if self.trained_batches in _COMPARED and trains:
@@ -205,6 +217,15 @@ class Dealer:
             tables=tables,
         )
 
+    def _check_changes(self) -> None:
+        """Raise UnsupportedModelError for what was set since `enable_hsap` and would not be exact."""
+        if any(getattr(config, "output_router_logits", False) for config in self.patch.configs()):
+            raise UnsupportedModelError(ROUTER_LOSS)
+        if vars(self.base).get("_loss_function") is not self._own_loss:
+            raise UnsupportedModelError(_LATE_LOSS)
+        if getattr(self.base.get_input_embeddings(), "neftune_noise_alpha", None):
+            raise UnsupportedModelError(_NOISE)
+
     def _compile(self, lengths: tuple[int, ...], device: torch.device) -> tuple[Plan, dict[int | None, SlotTables]]:
         """The plan for these documents, and room for what layers compile from it on `device`."""
         return compile_plan(lengths, self.mesh.context.size, ranks_per_node=self.mesh.slots_per_node), {}
@@ -212,7 +233,7 @@ class Dealer:
     def _num_items(self, batch: dict[str, Any]) -> Tensor | float:
         """What the sum of losses is divided by. Without a caller's number, the mean over ranks of the loss is the
         token mean of the group."""
-        given = _at_least_one(batch.get("num_items_in_batch"))
+        given = _nonzero(batch.get("num_items_in_batch"))
         return max(1, batch[BATCH_KEY].num_supervised) / self.mesh.group.size if given is None else given
 
     def _warn_once(self, text: str) -> None:
@@ -265,8 +286,8 @@ def _bits(num_items: Any) -> tuple[int, int]:
     return 1, struct.unpack("<q", struct.pack("<d", float(num_items)))[0]
 
 
-def _at_least_one(num_items: Any) -> Any:
-    """A pack without supervised tokens has loss 0, not 0 / 0."""
+def _nonzero(num_items: Any) -> Any:
+    """A pack without supervised tokens has loss 0, not 0 / 0. What a caller divides by else is its own choice."""
     if num_items is None:
         return None
-    return num_items.clamp(min=1) if isinstance(num_items, Tensor) else max(1, num_items)
+    return num_items + (num_items == 0) if isinstance(num_items, Tensor) else num_items or 1

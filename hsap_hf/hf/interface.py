@@ -1,14 +1,17 @@
-"""The two functions Transformers calls by the name "hsap": attention over dealt tokens, and its mask."""
+"""The functions that Transformers calls by our names: attention over dealt tokens and its mask, and between batches."""
 
 from __future__ import annotations
 
 import sys
+import warnings
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hsap_hf.attention import Scores, attend
@@ -18,9 +21,10 @@ from hsap_hf.hf.dealt import DealtBatch
 NAME = "hsap"
 BATCH_KEY = "hsap_batch"
 """Keyword under which the dealt batch reaches every attention layer, also when a checkpoint recomputes it."""
-STOCK_ATTRIBUTE = "hsap_stock_attention"
-"""Attribute of attention modules: the implementation to use for calls that are not dealt."""
-
+_UNSHARED = (
+    "a training forward of an enabled model is not shared with the group: it has no labels, or goes past the call of "
+    "the whole model (model.model(...), or a wrapper that calls model.forward, as PEFT's AdaLoRA does)."
+)
 _NOT_HONOURED = ("position_bias", "head_mask", "output_attentions", "indices", "block_indices", "block_mask", "sinks")
 
 
@@ -28,6 +32,17 @@ def register() -> None:
     """Make "hsap" known to Transformers; registering twice changes nothing."""
     AttentionInterface.register(NAME, hsap_attention)
     AttentionMaskInterface.register(NAME, no_mask)
+
+
+@cache
+def register_resting(stock: str) -> str:
+    """The name that models have between batches: masks are those of `stock`, and so is attention, but in a backward
+    that computes dealt layers anew."""
+    name = f"{NAME}_over_{stock.replace('flash', 'fl4sh')}"  # models that read "flash" in it would compute otherwise
+    AttentionInterface.register(name, partial(hsap_attention, stock=stock))
+    if stock in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[stock])
+    return name
 
 
 @torch.compiler.disable
@@ -42,19 +57,20 @@ def hsap_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    stock: str | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer: query [1, N, T, H], key and value [1, G, T, H] -> [1, T, N, H].
 
+    stock: what computes attention where no batch was dealt.
     Raises UnsupportedModelError for every argument that would change the result and is not honoured.
     """
     batch: DealtBatch | None = kwargs.pop(BATCH_KEY, None)
     if batch is None:
         options = {"sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
         given = {name: option for name, option in options.items() if option is not None}
-        return _stock(module)(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **given, **kwargs
-        )
+        given |= {"dropout": dropout, "scaling": scaling, **kwargs}
+        return _by_stock(stock, module, query, key, value, attention_mask, **given)
     refuse_options(module, attention_mask, dropout, kwargs)
     batch.attention_calls += 1
     scores = Scores(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
@@ -68,9 +84,7 @@ def no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> 
     """Dealt tokens need no mask: the plan keeps documents apart. Raises PackError for a mask that was not dealt."""
     if attention_mask is not None:
         raise PackError(
-            "an attention_mask reached the model beside a dealt batch. Pass it to the model's forward only. A trainer "
-            "that loads a reference model itself (DPOTrainer without ref_model) gives it the attention of the enabled "
-            "one: pass ref_model, or call enable_hsap(trainer.model) after building the trainer."
+            "an attention_mask reached the model beside a dealt batch. Pass it to the model's forward only."
         )
 
 
@@ -101,13 +115,19 @@ def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
     return query, key, value
 
 
-def _stock(module: torch.nn.Module) -> Any:
-    """The attention function this module would have used without HSAP."""
-    name = getattr(module, STOCK_ATTRIBUTE, None)
-    if name is None:
+def _by_stock(stock: str | None, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Attention as without HSAP, by a function that looks at the model's configuration, too."""
+    if stock is None:
         raise UnsupportedModelError(
-            f"{type(module).__name__} is no part of an enabled model, but was built from the configuration of one. "
-            f"Call its model's set_attn_implementation('sdpa')."
+            f"{type(module).__name__} was not given the dealt batch: its model keeps keyword arguments from attention."
         )
+    if module.training and torch.is_grad_enabled():
+        warnings.warn(_UNSHARED, stacklevel=2)
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+    config: Any = module.config
+    resting = config._attn_implementation_internal
+    config._attn_implementation_internal = stock
+    try:
+        return ALL_ATTENTION_FUNCTIONS.get_interface(stock, eager)(module, *args, **kwargs)
+    finally:
+        config._attn_implementation_internal = resting

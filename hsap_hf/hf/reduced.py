@@ -20,6 +20,8 @@ _MOST_WEIGHTS = 20_000_000
 _FIXED = {
     "sliding_window": 4,
     "attention_chunk_size": 4,
+    "floor_scale": 4,
+    "log_scaling_n_floor": 4,
     "kv_lora_rank": 16,
     "q_lora_rank": 24,
     "qk_nope_head_dim": 16,

@@ -98,6 +98,7 @@ def test_trading_back_inverts_trading(shape, data):
         heads, kv_heads, rows, lambda axis, _: gather_heads(scatter_heads(xs[axis.rank], rows, axis), rows, axis)
     )
     assert all(torch.equal(x, y) for x, y in zip(xs, back, strict=True))
+    assert all(y.is_contiguous() for y in back)  # models view what attention gives
 
 
 def test_replicas_of_one_head_are_summed_in_float32():

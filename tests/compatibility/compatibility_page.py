@@ -38,7 +38,7 @@ _REFUSED = """
 ## Refused
 
 On every rank, in these words: by `enable_hsap` or, where accelerate is configured after it, by the first batch; the
-last two by `prepare_trainer` and by the reference model's first forward.
+last one by `prepare_trainer`.
 
 | what | words |
 |---|---|
@@ -54,7 +54,14 @@ _NOTES = """
   short batch more. Trainer always passes `num_items_in_batch`, so there both are the same number.
 * **Padding** is dropped, not computed: logits returned to the caller hold zeros there.
 * **Timeouts.** `timeout_seconds` counts where HSAP waits for a batch; where Trainer gathers token counts before it,
-  `TrainingArguments.ddp_timeout` counts.
+  `TrainingArguments.ddp_timeout` counts. NCCL ends exchanges on GPUs that take longer than both. It counts from when
+  the host asked for them, so a step longer than that needs a larger one of the two.
+* **Logits in a loss of your own.** `outputs.logits` is None unless `return_logits` asks for them, in training too: a
+  `compute_loss` that reads them needs "brought", and `compute_metrics` gets empty predictions without. "brought" sends
+  their gradients the other way, which is a message that all ranks of a group must take part in: a loss that leaves the
+  logits out on some ranks lets the others wait.
+* **Calls that go past the model's own** (`model.model(...)`, or PEFT's AdaLoRA, which calls `model.forward`) are not
+  shared: they take the stock attention and masks on what this rank has, and in training a warning says so.
 * **Resuming** is bitwise where DDP's own sums are: DDP orders its buckets anew after the first step of a process
   unless `ddp_find_unused_parameters` is set, and plain DDP then resumes with rounding too (2e-9 here).
 * **LoRA, Liger's loss and FSDP2** together fail in the first step where embeddings are not tied (seen on an 8B Llama

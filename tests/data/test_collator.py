@@ -66,6 +66,14 @@ def test_padding_is_dropped(mask, kept):
     assert batch["cu_seqlens"] == ([0, len(kept)] if kept else [0])
 
 
+def test_lengths_of_documents_tell_them_apart():
+    batch = collate({"input_ids": [5, 6, 7, 8, 9], "seq_lengths": [2, 0, 3]}, {"input_ids": [4], "seq_lengths": [1]})
+    assert batch["position_ids"] == [[0, 1, 0, 1, 2, 0]]
+    assert batch["cu_seqlens"] == [0, 2, 5, 6]
+    both = {"input_ids": [5, 6], "seq_lengths": [1, 1], "position_ids": [0, 1], "assistant_masks": [0, 1]}
+    assert collate({**both, "labels": [-100, 6]})["cu_seqlens"] == [0, 2]
+
+
 @pytest.mark.parametrize("examples", [[], [{"input_ids": []}], [{"input_ids": [], "labels": [], "position_ids": []}]])
 def test_a_rank_may_bring_nothing(examples):
     batch = HsapDataCollator()(examples)
@@ -103,6 +111,14 @@ BAD = [
     ({"input_ids": [5, 6], "position_ids": [-1, 0]}, "example 0: a position_id is -1; positions count from 0."),
     ({"input_ids": [5, 6, 7], "attention_mask": [1, 0, 1]}, "attention_mask has 1 zeros between its first and last 1."),
     ({"input_ids": [5, 6], "attention_mask": [1, 2]}, "attention_mask holds values other than 0 and 1."),
+    ({"input_ids": [1, 2], "assistant_masks": [0, 1]}, "assistant_masks says which tokens count, and only labels do"),
+    ({"input_ids": [1, 2], "loss_mask": [0, 1]}, "loss_mask says which tokens count"),
+    (
+        {"input_ids": [1, 2], "seq_idx": [0, 1]},
+        "seq_idx tells documents apart, and only position_ids and seq_lengths do",
+    ),
+    ({"input_ids": [1, 2], "seq_lengths": [1, 2]}, "seq_lengths sum to 3, but there are 2 input_ids"),
+    ({"input_ids": [1, 2], "seq_lengths": [3, -1]}, "seq_lengths sum to 2"),
 ]
 
 

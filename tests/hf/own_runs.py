@@ -1,15 +1,16 @@
 """Models that a user changed by hand, on one rank of the gloo pool."""
 
 import logging
+import warnings
 
 import torch
 import torch.distributed as dist
 from forward_runs import Said, enabled, mean_gradients, packed, padded, supervised
-from peft import PromptTuningConfig, get_peft_model
-from small import small_llama
+from peft import AdaLoraConfig, LoraConfig, PromptTuningConfig, get_peft_model
+from small import LLAMA, small_llama
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from hsap_hf import HsapPlugin, enable_hsap
 from hsap_hf.errors import HsapError
@@ -82,10 +83,19 @@ def refused(what):
             with enable_hsap(model, HsapPlugin(context_size=2)):
                 model.config.output_router_logits = True
                 model(**batch)
-        else:
+        elif what == "alora":
+            peft = LoraConfig(task_type="CAUSAL_LM", alora_invocation_tokens=[5], target_modules=["q_proj"])
+            enable_hsap(get_peft_model(small_llama(), peft), HsapPlugin(context_size=2))
+        elif what == "late loss":
             model = small_llama()
             with enable_hsap(model, HsapPlugin(context_size=2)):
-                type(model)(model.config)(batch["input_ids"])
+                model.loss_function = focal_loss
+                model(**batch)
+        else:
+            model = small_llama()
+            model.get_input_embeddings().neftune_noise_alpha = 5.0
+            with enable_hsap(model, HsapPlugin(context_size=2)):
+                model(**batch)
     except HsapError as error:
         return str(error)
 
@@ -114,3 +124,42 @@ def evaluations(wanted):
             model(**packed(LENGTHS[me], me))
     logger.removeHandler(said)
     return said.texts
+
+
+def parts_called(family):
+    """Largest difference from the stock model's hidden states where the decoder is called by itself, packed and padded,
+    before a batch was dealt and after; then logits of another model that was built from the enabled one's config."""
+    me = dist.get_rank()
+    torch.manual_seed(0)
+    window = {"sliding_window": 4} if family == "window" else {}
+    model = MistralForCausalLM(MistralConfig(**LLAMA, **window)).eval()
+    calls = [packed(LENGTHS[me], me), padded(LENGTHS[me], "left", me), {"input_ids": packed([40], me)["input_ids"]}]
+    calls = [{**call, "use_cache": False} for call in calls]
+    for call in calls:
+        call.pop("labels", None)
+    found = []
+    with torch.no_grad():
+        stock = [model.model(**call).last_hidden_state for call in calls]
+        with enable_hsap(model, HsapPlugin(context_size=2)) as handle:
+            for _ in range(2):
+                ours = [model.model(**call).last_hidden_state for call in calls]
+                found += [float((a - b).abs().max()) for a, b in zip(ours, stock, strict=True)]
+                model(**packed(LENGTHS[me], me))
+            twin = type(model)(model.config).eval()
+            twin.load_state_dict(model.state_dict())
+            found.append(float((twin.model(**calls[0]).last_hidden_state - stock[0]).abs().max()))
+            return found, handle.report()["batches"]
+
+
+def past_the_hooks():
+    """AdaLoRA calls the model's forward itself: losses with HSAP and stock, batches dealt, and what was warned."""
+    adapter = {"init_r": 4, "target_r": 2, "tinit": 0, "tfinal": 0, "total_step": 10}
+    config = AdaLoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], **adapter)
+    model = get_peft_model(small_llama(), config)
+    batch = packed([30, 2, 9], dist.get_rank())
+    stock = model(**batch, use_cache=False).loss.item()
+    with enable_hsap(model, HsapPlugin(context_size=2)) as handle, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        ours = model(**batch, use_cache=False).loss
+        ours.backward()
+        return ours.item(), stock, handle.report()["batches"], {str(warning.message) for warning in said}

@@ -33,11 +33,27 @@ def test_brought_logits_carry_gradients(gloo, group, kind):
     [
         ("prompt", "adapter 'default' (PromptTuningConfig) puts virtual tokens before every row"),
         ("router", "output_router_logits adds a loss that is not a sum over tokens"),
-        ("config", "LlamaAttention is no part of an enabled model, but was built from the configuration of one"),
+        ("alora", "adapter 'default' is an activated LoRA"),
+        ("late loss", "model.loss_function was set after enable_hsap"),
+        ("noise", "neftune_noise_alpha: the noise depends on the length of a row"),
     ],
 )
 def test_what_hsap_does_not_follow_is_refused_in_words(gloo, what, text):
     assert all(text in said for said in gloo.run("own_runs:refused", what))
+
+
+@pytest.mark.parametrize("family", ["full", "window"])
+def test_parts_of_a_model_and_models_of_its_configuration_stay_stock(gloo, family):
+    for differences, batches in gloo.run("own_runs:parts_called", family):
+        assert differences == [0.0] * 7
+        assert batches == 2
+
+
+def test_a_forward_that_goes_past_the_call_is_stock_and_said(gloo):
+    for ours, stock, batches, said in gloo.run("own_runs:past_the_hooks"):
+        assert ours == stock
+        assert batches == 0
+        assert any("goes past the call of the whole model" in text for text in said)
 
 
 def test_a_model_inside_ddp_is_enabled_like_a_bare_one(gloo):
