@@ -53,7 +53,7 @@ _NOTES = """
   *group*. Plain data parallelism takes the mean over each rank's tokens and averages those, which weighs a token of a
   short batch more. Trainer always passes `num_items_in_batch`, so there both are the same number.
 * **Refused, too**: adapters with virtual tokens (prompt tuning) or invocation tokens (activated LoRA); in the first
-  batch `neftune_noise_alpha`, whose noise depends on the length of a row, and a `loss_function` set after `enable_hsap`.
+  batch `neftune_noise_alpha`, whose noise depends on the length of a row, and a `loss_function` set after enabling.
 * **Padding** is dropped, not computed: logits returned to the caller hold zeros there.
 * **Timeouts.** `timeout_seconds` counts where HSAP waits for a batch; where Trainer gathers token counts before it,
   `TrainingArguments.ddp_timeout` counts. NCCL ends exchanges on GPUs that take longer than both. It counts from when
