@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain
@@ -223,8 +224,9 @@ class Dealer:
             raise UnsupportedModelError(ROUTER_LOSS)
         if vars(self.base).get("_loss_function") is not self._own_loss:
             raise UnsupportedModelError(_LATE_LOSS)
-        if getattr(self.base.get_input_embeddings(), "neftune_noise_alpha", None):
-            raise UnsupportedModelError(_NOISE)
+        with suppress(NotImplementedError):  # of models that do not tell, which then cannot have it
+            if getattr(self.base.get_input_embeddings(), "neftune_noise_alpha", None):
+                raise UnsupportedModelError(_NOISE)
 
     def _compile(self, lengths: tuple[int, ...], device: torch.device) -> tuple[Plan, dict[int | None, SlotTables]]:
         """The plan for these documents, and room for what layers compile from it on `device`."""

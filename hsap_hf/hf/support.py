@@ -123,7 +123,8 @@ def _known(config: Any, name: str) -> Any:
 
 def _structure_problems(model: Any) -> Iterator[str]:
     if not isinstance(model, PreTrainedModel):
-        yield f"it is a {type(model).__name__}; needs a Transformers causal language model (PreTrainedModel)."
+        compiled = " Call enable_hsap before torch.compile." if hasattr(model, "_orig_mod") else ""
+        yield f"it is a {type(model).__name__}; needs a Transformers causal language model (PreTrainedModel).{compiled}"
         return
     config = model.config
     if not getattr(model, "_supports_attention_backend", False):

@@ -1,11 +1,15 @@
 """Models that HSAP would compute wrong are refused by name, with every reason; the others pass."""
 
+import copy
+
 import pytest
 import torch
+from small import small_llama
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hsap_hf.errors import UnsupportedModelError
 from hsap_hf.hf import check_model_support
+from hsap_hf.hf.patch import AttentionPatch
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 64, "vocab_size": 128}
 
@@ -47,6 +51,13 @@ def test_models_that_would_be_silently_wrong_are_refused_by_name(model_type, cha
     assert reason in str(caught.value)
 
 
+def test_scales_that_begin_at_far_positions_are_met_by_the_probe():
+    """llama4 scales queries by the place in the row, from position 8,192 on, where layers have no rotary embedding."""
+    kinds = {"layer_types": ["full_attention"] * 2, "no_rope_layers": [1, 0], "num_hidden_layers": 2}
+    with pytest.raises(UnsupportedModelError, match="HSAP cannot train llama4_text exactly"):
+        check_model_support(on_meta("llama4_text", **kinds))
+
+
 def test_every_reason_is_listed_at_once():
     changes = {"attention_dropout": 0.5, "output_router_logits": True}
     with pytest.raises(UnsupportedModelError) as caught:
@@ -55,9 +66,22 @@ def test_every_reason_is_listed_at_once():
     assert len(reasons) == 2
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile imports much
 def test_something_that_is_no_transformers_model_is_refused():
     with pytest.raises(UnsupportedModelError, match="it is a Linear; needs a Transformers causal language model"):
         check_model_support(torch.nn.Linear(2, 2))
+    with pytest.raises(UnsupportedModelError, match=r"Call enable_hsap before torch\.compile"):
+        check_model_support(torch.compile(small_llama()))
+
+
+def test_a_part_with_a_configuration_of_its_own_takes_the_same_attention():
+    model = small_llama()
+    model.model.rotary_emb.config = copy.deepcopy(model.config)  # as in GraniteSWA
+    patch = AttentionPatch(model)
+    patch.apply()
+    assert {config._attn_implementation for config in patch.configs()} == {"hsap_over_sdpa"}
+    patch.undo()
+    assert model.config._attn_implementation == model.model.rotary_emb.config._attn_implementation == "sdpa"
 
 
 def test_a_check_leaves_the_model_and_the_random_state_alone():
