@@ -88,7 +88,6 @@ FEATURES = {
     "torch_compile, all but the deal and attention (backend eager: graphs without generated code)": {
         "torch_compile": True,
         "torch_compile_backend": "eager",
-        "max_steps": 3,
     },
     "another optimizer (Adafactor)": {"optim": "adafactor"},
     "use_liger_kernel: fused linear cross entropy, no logits (Triton's interpreter)": {
@@ -97,7 +96,7 @@ FEATURES = {
             "fused_linear_cross_entropy": True,
             **dict.fromkeys(("cross_entropy", "rms_norm", "rope", "swiglu"), False),
         },
-        "max_steps": 3,
+        "max_steps": 2,
     },
 }
 
@@ -111,7 +110,8 @@ FEATURES = {
 )
 def test_what_a_fine_tuner_switches_on_changes_nothing(gloo, plain, show, setting):
     ours = gloo.run("trainer_runs:train", (2, 2), **setting)
-    show(difference(ours, plain(**setting)))
+    compiled = {"torch_compile", "torch_compile_backend"}
+    show(difference(ours, plain(**{name: value for name, value in setting.items() if name not in compiled})))
     assert sum(of_rank["report"]["received_rows"] for of_rank in ours) > 0
     assert ours[0]["compiled_graphs"] > 0 or "torch_compile" not in setting
 

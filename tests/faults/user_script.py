@@ -62,7 +62,7 @@ def fault(batch):
     if FAULT == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if FAULT == "sleeps":
-        time.sleep(8)
+        time.sleep(6)
 
 
 arguments = TrainingArguments(
