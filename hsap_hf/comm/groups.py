@@ -1,11 +1,10 @@
-"""The process groups of a job: of our own, and made once for each way to split its ranks."""
+"""The process groups of a job, none of them somebody else's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -31,27 +30,12 @@ class Groups:
     """Every rank of the job over gloo."""
 
 
-def groups_for(context_size: int, ulysses_size: int, device_type: str, timeout_seconds: float) -> Groups:
+def make_groups(context_size: int, ulysses_size: int, device_type: str, timeout_seconds: float) -> Groups:
     """Every rank of the job must call it, in the same order; ulysses ranks are innermost, replicas outermost.
 
-    Nothing here destroys a group, since ranks may leave by different ways: a second call returns those of the first.
+    They are new ones each time, since a rank that left by an error may have left messages in the old.
     """
-    asked = (context_size, ulysses_size, device_type, timedelta(seconds=timeout_seconds))
-    if not _live(_make(*asked)):
-        _make.cache_clear()
-    return _make(*asked)
-
-
-def _live(groups: Groups) -> bool:
-    """Whether nobody has destroyed them, as the end of a job does."""
-    try:
-        return all(dist.get_process_group_ranks(group) for group in vars(groups).values())
-    except KeyError:
-        return False
-
-
-@cache
-def _make(context_size: int, ulysses_size: int, device_type: str, limit: timedelta) -> Groups:
+    limit = timedelta(seconds=timeout_seconds)
     ranks = torch.arange(dist.get_world_size()).view(-1, context_size, ulysses_size)
     patience = max(limit, _job_limit(device_type))
     urgent = _urgent(context_size) if device_type == "cuda" else None
@@ -80,7 +64,10 @@ def _job_limit(device_type: str) -> timedelta:
     """How long the job's own collectives may take (Trainer's ddp_timeout). NCCL counts from when the host asked for
     one, which in a backward of long documents may be minutes before its turn comes."""
     backend = cast(dist.ProcessGroup, dist.group.WORLD)._get_backend(torch.device(device_type))
-    return getattr(getattr(backend, "options", None), "_timeout", timedelta())
+    try:
+        return backend.options._timeout
+    except (AttributeError, RuntimeError):  # of backends that do not tell
+        return timedelta()
 
 
 def _urgent(slots: int) -> Any:

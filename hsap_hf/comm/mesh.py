@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from hsap_hf.comm.axis import Axis, ProcessAxis
-from hsap_hf.comm.groups import groups_for
+from hsap_hf.comm.groups import make_groups
 from hsap_hf.config import HsapPlugin, may_read_peers
 from hsap_hf.errors import ConfigError
 
@@ -63,7 +63,7 @@ def build_mesh(plugin: HsapPlugin, device_type: str) -> HsapMesh:
         take_own_gpu()
     world = dist.get_world_size()
     context_size, ulysses_size = plugin.context_for(world), plugin.ulysses_size
-    groups = groups_for(context_size, ulysses_size, device_type, plugin.timeout_seconds)
+    groups = make_groups(context_size, ulysses_size, device_type, plugin.timeout_seconds)
 
     def axis(process_group: dist.ProcessGroup) -> ProcessAxis:
         return ProcessAxis(process_group, plugin.timeout_seconds, plugin.debug)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from functools import cache, partial
@@ -38,7 +39,8 @@ def register() -> None:
 def register_resting(stock: str) -> str:
     """The name that models have between batches: masks are those of `stock`, and so is attention, but in a backward
     that computes dealt layers anew."""
-    name = f"{NAME}_over_{stock.replace('flash', 'fl4sh')}"  # models that read "flash" in it would compute otherwise
+    # models that read "flash" in it would compute otherwise, and "org/name" is a kernel of a hub
+    name = f"{NAME}_over_" + re.sub(r"\W", "_", stock.replace("flash", "fl4sh"))
     AttentionInterface.register(name, partial(hsap_attention, stock=stock))
     if stock in ALL_MASK_ATTENTION_FUNCTIONS:
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[stock])
@@ -125,9 +127,8 @@ def _by_stock(stock: str | None, module: torch.nn.Module, *args: Any, **kwargs: 
         warnings.warn(_UNSHARED, stacklevel=2)
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     config: Any = module.config
-    resting = config._attn_implementation_internal
     config._attn_implementation_internal = stock
     try:
         return ALL_ATTENTION_FUNCTIONS.get_interface(stock, eager)(module, *args, **kwargs)
     finally:
-        config._attn_implementation_internal = resting
+        config._attn_implementation_internal = register_resting(stock)

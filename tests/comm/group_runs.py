@@ -1,7 +1,5 @@
 """Runs on one rank of the gloo pool: the process groups that enabling HSAP makes."""
 
-import os
-
 import torch
 import torch.distributed as dist
 from small import VOCABULARY, small_llama
@@ -27,20 +25,6 @@ def limit(group):
     return group._get_backend(CPU).options._timeout
 
 
-def again_and_again(times):
-    """File descriptors after every enabling, and after the groups were destroyed and made anew."""
-    model, counted = small_llama(), []
-    for _ in range(times):
-        handle = enable_hsap(model, HsapPlugin(context_size=2))
-        handle.disable()
-        counted.append(len(os.listdir("/proc/self/fd")))
-    for group in {handle.mesh.context.group, handle.mesh.world_host.group}:
-        dist.destroy_process_group(group)
-    with enable_hsap(model, HsapPlugin(context_size=2)) as anew:
-        loss = model(**packed(60)).loss.item()
-    return counted, anew.mesh.context.group is handle.mesh.context.group, loss
-
-
 def packed(length):
     ids = torch.arange(length) % (VOCABULARY - 3) + 3
     return HsapDataCollator()([{"input_ids": ids}])
@@ -61,3 +45,17 @@ def own_parameters_of_one_rank(group, steps=3):
         norms.append(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item())
     handle.disable()
     return norms
+
+
+def left_by_an_error():
+    """Rank 0 leaves a session by an error of its own, which it catches; then all enable once more: their losses."""
+    model, batch = small_llama(), packed(60)
+    try:
+        with enable_hsap(model, HsapPlugin(context_size=4)):
+            first = model(**batch).loss.item()
+            if dist.get_rank() == 0:
+                raise ValueError("mine")
+    except ValueError:
+        pass
+    with enable_hsap(model, HsapPlugin(context_size=4)):
+        return first, model(**batch).loss.item()

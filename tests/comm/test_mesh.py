@@ -43,7 +43,7 @@ def test_groups_of_gpus_are_made_on_the_ranks_own(monkeypatch):
     """A model still on the CPU lets nobody choose a GPU before."""
     order = []
     monkeypatch.setattr(mesh, "take_own_gpu", lambda: order.append("own"))
-    monkeypatch.setattr(mesh, "groups_for", lambda *_: order.append("groups"))
+    monkeypatch.setattr(mesh, "make_groups", lambda *_: order.append("groups"))
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     with pytest.raises(AttributeError):  # here they are none
         mesh.build_mesh(HsapPlugin(), "cuda")

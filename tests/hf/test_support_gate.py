@@ -1,14 +1,17 @@
 """Models that HSAP would compute wrong are refused by name, with every reason; the others pass."""
 
 import copy
+import re
 
 import pytest
 import torch
 from small import small_llama
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hsap_hf.errors import UnsupportedModelError
 from hsap_hf.hf import check_model_support
+from hsap_hf.hf.interface import register_resting
 from hsap_hf.hf.patch import AttentionPatch
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 64, "vocab_size": 128}
@@ -72,6 +75,14 @@ def test_something_that_is_no_transformers_model_is_refused():
         check_model_support(torch.nn.Linear(2, 2))
     with pytest.raises(UnsupportedModelError, match=r"Call enable_hsap before torch\.compile"):
         check_model_support(torch.compile(small_llama()))
+
+
+@pytest.mark.parametrize("stock", ["sdpa", "eager", "flash_attention_2", "org/flash-attn2@main:fast"])
+def test_names_at_rest_look_like_nothing_else(stock):
+    name = register_resting(stock)
+    assert name in ALL_ATTENTION_FUNCTIONS
+    assert re.fullmatch(r"hsap_over_\w+", name)
+    assert "flash" not in name
 
 
 def test_a_part_with_a_configuration_of_its_own_takes_the_same_attention():
