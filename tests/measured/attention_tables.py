@@ -29,6 +29,7 @@ PACKS = {
         "2026-11-28",
         "By the newest engine, after 0.8 s: 64 query heads, documents of at most a quarter of the pack.",
     ),
+    "attention_2xh200_width64": ("2026-11-28", "By the newest engine, after 0.8 s: heads of 64."),
 }
 """What it shows of other packs."""
 OLDER = {
@@ -120,7 +121,8 @@ def speeds(folder: Path) -> str:
             ours, ulysses = rows
             assert [row["way"] for row in rows] == ["hsap", "ulysses"]
             gpus = f"[{_gpus(ours)}](measured/{name}.json)"
-            lines.append([day, gpus, f"{ours['heads']}/{ours['kv_heads']}", pack, _speed(ours, "ideal_")])
+            heads = f"{ours['heads']}/{ours['kv_heads']} of {ours['head_dim']}"
+            lines.append([day, gpus, heads, pack, _speed(ours, "ideal_")])
             lines[-1] += [f"**{_speed(ours)}**", f"**{ours['ratio']:.3f}**", _speed(ulysses), f"{ulysses['ratio']:.3f}"]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
