@@ -46,17 +46,12 @@ def test_a_recipe_has_one_trajectory_on_four_ranks(tmp_path, plain):
     assert re.search(r"leak between documents.*\s0\s", shown)
 
 
-def test_accelerate_launch_is_on_it(tmp_path, plain):
-    accelerate = [ACCELERATE, "launch", "--config_file", REPOSITORY / "recipes" / "accelerate" / "cpu_2.yaml"]
-    launcher = [*accelerate, "--main_process_port", free_port(), "-m", "hsap_hf.train"]
-    ours, shown = losses(tmp_path, launcher=launcher)
-    assert_same_trajectory(ours, plain[1])
-    assert "2 ranks = 1 replicas x 2 context" in shown
-
-
-def test_resuming_in_other_groups_stays_on_it(tmp_path, plain):
+def test_accelerate_launch_resumes_on_it_in_other_groups(tmp_path, plain):
     folder, whole = plain
     checkpoint = tmp_path / "out" / f"checkpoint-{STEPS // 2}"
     shutil.copytree(folder / "out" / checkpoint.name, checkpoint)
-    resumed, _ = losses(tmp_path, "--nproc", 2, f"training.resume_from_checkpoint={checkpoint}")
+    accelerate = [ACCELERATE, "launch", "--config_file", REPOSITORY / "recipes" / "accelerate" / "cpu_2.yaml"]
+    launcher = [*accelerate, "--main_process_port", free_port(), "-m", "hsap_hf.train"]
+    resumed, shown = losses(tmp_path, f"training.resume_from_checkpoint={checkpoint}", launcher=launcher)
     assert_same_trajectory(resumed, whole)
+    assert "2 ranks = 1 replicas x 2 context" in shown

@@ -88,6 +88,7 @@ FEATURES = {
     "torch_compile, all but the deal and attention (backend eager: graphs without generated code)": {
         "torch_compile": True,
         "torch_compile_backend": "eager",
+        "max_steps": 2,
     },
     "another optimizer (Adafactor)": {"optim": "adafactor"},
     "use_liger_kernel: fused linear cross entropy, no logits (Triton's interpreter)": {

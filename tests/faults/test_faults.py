@@ -47,18 +47,11 @@ def test_an_exception_on_one_rank_ends_both_with_its_cause(place):
     assert "[rank1]:" in ranks[1].err  # torch names the rank that raised
 
 
-@pytest.mark.parametrize(
-    ("fault", "text"),
-    [
-        ("hole", "PackError: rank 1: attention_mask has holes in row 0"),
-        ("4-D", "PackError: rank 1: attention_mask is a 4-D mask"),
-    ],
-)
-def test_a_bad_batch_on_one_rank_ends_both_with_the_same_error(fault, text):
-    ranks = launch_ranks(PYTHON, SCRIPT, fault, "batch")
+def test_a_bad_batch_on_one_rank_ends_both_with_the_same_error():
+    ranks = launch_ranks(PYTHON, SCRIPT, "hole", "batch")
     check_failed_together(ranks)
     assert last_error(ranks[0]).strip() == last_error(ranks[1]).strip()
-    assert text in last_error(ranks[0])
+    assert "PackError: rank 1: attention_mask has holes in row 0" in last_error(ranks[0])
 
 
 def test_a_model_that_would_be_wrong_is_refused_by_name_on_every_rank():

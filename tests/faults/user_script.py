@@ -57,8 +57,6 @@ def fault(batch):
     if FAULT == "hole":
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
         batch["attention_mask"][0, 3] = 0
-    if FAULT == "4-D":
-        batch["attention_mask"] = torch.ones_like(batch["input_ids"])[None, None]
     if FAULT == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if FAULT == "sleeps":
