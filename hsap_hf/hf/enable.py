@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from types import MethodType, TracebackType
@@ -34,6 +35,10 @@ from hsap_hf.hf.support import check_kernel, check_model_support
 from hsap_hf.planner import Plan
 
 _HANDLE = "hsap_handle"
+_NO_LOGITS = (
+    "outputs.logits is None while HSAP is enabled: logits belong to dealt tokens. Where a compute_loss reads them, set "
+    "HsapPlugin(return_logits='brought')."
+)
 
 
 class HsapHandle:
@@ -101,6 +106,8 @@ class HsapHandle:
     def announce(self, error: BaseException) -> None:
         """Tell the other ranks that this one ends with `error`, so that they end with the same text, not a hang."""
         if self.mesh is not None:
+            if self.plugin.return_logits == "none" and _misses_logits(error):
+                logging.getLogger("hsap_hf").error(_NO_LOGITS)
             announce(self.mesh, NUM_FACTS, error)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HsapHandle:
@@ -221,6 +228,13 @@ def causal_model(model: nn.Module) -> Any:
     while hasattr(model, "module") and isinstance(model.module, nn.Module):
         model = model.module
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _misses_logits(error: BaseException) -> bool:
+    """Whether `error` is what a line that mentions logits says of None."""
+    if not isinstance(error, AttributeError | TypeError) or "NoneType" not in str(error):
+        return False
+    return any("logits" in (frame.line or "") for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _check_heads(config: Any, ulysses_size: int) -> None:

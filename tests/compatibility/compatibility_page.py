@@ -59,9 +59,9 @@ _NOTES = """
   `TrainingArguments.ddp_timeout` counts. NCCL ends exchanges on GPUs that take longer than both. It counts from when
   the host asked for them, so a step longer than that needs a larger one of the two.
 * **Logits in a loss of your own.** `outputs.logits` is None unless `return_logits` asks for them, in training too: a
-  `compute_loss` that reads them needs "brought", and `compute_metrics` gets empty predictions without. "brought" sends
-  their gradients the other way, which is a message that all ranks of a group must take part in: a loss that leaves the
-  logits out on some ranks lets the others wait.
+  `compute_loss` that reads them needs "brought", as its error then says, and `compute_metrics` gets empty predictions
+  without. "brought" sends their gradients the other way, which is a message that all ranks of a group must take part
+  in: a loss that leaves the logits out on some ranks lets the others wait.
 * **Calls that go past the model's own** (`model.model(...)`, or PEFT's AdaLoRA, which calls `model.forward`) are not
   shared: they take the stock attention and masks on what this rank has, and in training a warning says so.
 * **Resuming** is bitwise where DDP's own sums are: DDP orders its buckets anew after the first step of a process

@@ -126,6 +126,26 @@ def evaluations(wanted):
     return said.texts
 
 
+def loss_that_reads_logits(wanted):
+    """What is said of an error that ends a rank in a loss of its own, and of another None elsewhere."""
+    said, model, nothing = Said(), small_llama(), None
+    logger = logging.getLogger("hsap_hf")
+    with enabled(model, (2, 1), return_logits=wanted) as handle:
+        logits = model(**packed(LENGTHS[dist.get_rank()], dist.get_rank())).logits
+        logger.addHandler(said)
+        for reads_logits in (True, False):
+            try:
+                if reads_logits:
+                    logits.float().mean()
+                else:
+                    nothing.float()
+            except (AttributeError, TypeError) as error:
+                error.hsap_agreed = True  # all ranks have it: none tells the others
+                handle.announce(error)
+        logger.removeHandler(said)
+    return said.texts
+
+
 def parts_called(family):
     """Largest difference from the stock model's hidden states where the decoder is called by itself, packed and padded,
     before a batch was dealt and after; then logits of another model that was built from the enabled one's config."""

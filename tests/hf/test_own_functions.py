@@ -68,6 +68,13 @@ def test_evaluation_without_logits_is_said_once_in_a_group(gloo):
     assert not any(gloo.run("own_runs:evaluations", "brought"))
 
 
+def test_a_loss_that_misses_logits_learns_which_setting_gives_them(gloo):
+    for texts in gloo.run("own_runs:loss_that_reads_logits", "none"):
+        assert len(texts) == 1
+        assert "return_logits='brought'" in texts[0]
+    assert not any(gloo.run("own_runs:loss_that_reads_logits", "brought"))
+
+
 def shifts_itself(logits, labels, vocab_size, num_items_in_batch=None, **kwargs):
     logits, labels = logits[:, :-1].reshape(-1, vocab_size), labels[:, 1:].reshape(-1)
     return F.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
