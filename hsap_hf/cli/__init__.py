@@ -17,7 +17,8 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("verify")(train.verify)
-app.command("launch", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.launch)
+_passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command("launch", context_settings=_passed_on, options_metavar="--config_file FILE SCRIPT ...")(train.launch)
 app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")

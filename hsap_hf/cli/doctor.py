@@ -33,7 +33,7 @@ def doctor(
 
     page = console()
     table = Table(show_header=False, box=None)
-    for package in ("hsap-hf", "torch", "transformers", "accelerate", "datasets", "flash-attn", "peft", "trl"):
+    for package in ("hsap-hf", "torch", "transformers", "accelerate", "datasets", "peft", "trl"):
         table.add_row(package, _version(package))
     table.add_row("python", platform.python_version())
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,7 +49,20 @@ def doctor(
     if calibrate is not None:
         _calibrate(calibrate, nproc)
     if model is not None:
-        page.print(escape(f"{model}: supported. {_check(model).describe()}"))
+        report = _check(model)
+        page.print(escape(f"{model}: supported. {report.describe()}{_kernel(report, dtype, device)}"))
+
+
+def _kernel(report: ModelReport, dtype: str, device: str) -> str:
+    """Which kernel its attention takes on this device, and why none before it."""
+    from hsap_hf.attention import Scores, find_kernel
+
+    if report.head_dim is None or report.value_dim is None:
+        return ""
+    scores = Scores(1.0, softcap=report.softcap)
+    kernel, passed_over = find_kernel("auto", scores, report.head_dim, report.value_dim, dtype, device)
+    reasons = f" ({'; '.join(passed_over)})" if passed_over else ""
+    return f" Its kernel here, in {dtype}: {kernel.name if kernel else 'none'}{reasons}."
 
 
 def _calibrate(path: Path, nproc: int) -> None:

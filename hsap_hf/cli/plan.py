@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsap_hf.cli.lengths import read_lengths
-from hsap_hf.cli.shapes import read_machine, read_model, shape_of
+from hsap_hf.cli.shapes import MACHINE_NAMES, MODEL_NAMES, read_machine, read_model, shape_of
 from hsap_hf.errors import ConfigError
 from hsap_hf.planner import compile_plan
 from hsap_hf.planner.model import LLAMA3_8B, Model
@@ -33,9 +33,12 @@ def plan(
         int | None, typer.Option("--ulysses-size", "-u", min=1, help="Ranks of a slot. Default: the recipe's, or 1.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Shape to predict for: a name, a folder or a hub name. Default: the recipe's.")
+        str | None,
+        typer.Option(help=f"Shape to predict for: {MODEL_NAMES}, a folder or a hub name. Default: the recipe's."),
     ] = None,
-    machine: Annotated[str, typer.Option(help="Machine to predict for: a name, or a file of the doctor's.")] = "h100",
+    machine: Annotated[
+        str, typer.Option(help=f"Machine to predict for: {MACHINE_NAMES}, or a file of `hsap doctor --calibrate`.")
+    ] = "h100",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the pack into FILE.svg or FILE.png.")] = None,
 ) -> None:

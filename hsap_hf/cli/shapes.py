@@ -11,6 +11,9 @@ from hsap_hf.errors import ConfigError
 from hsap_hf.planner.machine import MACHINES, Machine
 from hsap_hf.planner.model import MODELS, Model
 
+MODEL_NAMES = ", ".join(model.name for model in MODELS)
+MACHINE_NAMES = ", ".join(machine.name for machine in MACHINES)
+
 
 def read_model(name: str) -> Model:
     """The shape of a named model, or of the configuration in a folder or on the hub."""
@@ -22,8 +25,7 @@ def read_model(name: str) -> Model:
     try:
         return shape_of(AutoConfig.from_pretrained(name), Path(name).name)
     except (OSError, ValueError) as error:
-        names = ", ".join(model.name for model in MODELS)
-        raise ConfigError(f"--model {name}: not one of {names}, and {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"--model {name}: not one of {MODEL_NAMES}, and {str(error).splitlines()[0]}") from error
 
 
 def shape_of(config: Any, name: str) -> Model:
@@ -55,9 +57,8 @@ def read_machine(name: str) -> Machine:
         found = json.loads(Path(name).read_text())
         return Machine(**{field.name: found[field.name] for field in fields(Machine)})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        names = ", ".join(machine.name for machine in MACHINES)
         raise ConfigError(
-            f"--machine {name}: not one of {names}, and no file of `hsap doctor --calibrate` ({error!r})."
+            f"--machine {name}: not one of {MACHINE_NAMES}, and no file of `hsap doctor --calibrate` ({error!r})."
         ) from None
 
 

@@ -35,7 +35,13 @@ def verify(
     nproc: Ranks = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Prove on your own model, without training, that a step with HSAP is the data-parallel step."""
+    """Prove on your own model, without training, that a step with HSAP is the data-parallel step.
+
+    A model, without a recipe, is tried on the quick start's documents: on GPUs in bfloat16 where there are as many as
+    ranks, else on CPUs in float32.
+    """
+    import torch
+
     from hsap_hf.cli.terminal import check_model_folder
     from hsap_hf.train.launch import quickstart_recipe
 
@@ -44,7 +50,9 @@ def verify(
         _run(Path(subject), overrides or [], nproc, flags)
     check_model_folder(subject)
     model = [f"model.name_or_path={subject}", "model.config=null", "data.max_document_tokens=2048"]
-    _run(quickstart_recipe(), [*model, "packing.pack_tokens=4096", *(overrides or [])], nproc, flags)
+    enough = torch.cuda.device_count() >= (nproc or 2)
+    gpus = ["training.use_cpu=false", "training.bf16=true"] if enough else []
+    _run(quickstart_recipe(), [*model, *gpus, "packing.pack_tokens=4096", *(overrides or [])], nproc, flags)
 
 
 def launch(

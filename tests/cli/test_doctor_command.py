@@ -30,6 +30,13 @@ def test_a_supported_model_passes(hsap, tmp_path):
     assert "exact" in out
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels of a machine without GPUs")
+@pytest.mark.parametrize(("model", "kernel"), [("gemma2", "dense (sdpa: it has no softcap)."), ("llama", "sdpa.")])
+def test_the_kernel_of_a_model_is_named_with_what_was_passed_over(hsap, model, kernel):
+    _, out, _ = hsap("doctor", model)
+    assert " ".join(out.split()).endswith(f"Its kernel here, in float32: {kernel}")
+
+
 def test_an_unsupported_model_fails_with_its_reason(hsap, tmp_path):
     code, _, err = hsap("doctor", saved_config(tmp_path, "mamba", num_hidden_layers=2))
     assert code == 1

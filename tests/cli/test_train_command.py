@@ -7,6 +7,8 @@ import pytest
 from launched import ACCELERATE, HSAP, PYTHON, REPOSITORY, free_port, launch
 from tiny_recipe import write_recipe
 
+from hsap_hf.train.recipe import load_recipe
+
 SCRIPT = Path(__file__).with_name("enabled_script.py")
 ACCELERATE_FILES = REPOSITORY / "recipes" / "accelerate"
 
@@ -65,6 +67,19 @@ def test_a_folder_that_is_not_there_is_no_model_of_the_hub(hsap):
     code, _, err = hsap("verify", "models/of/mine", "--nproc", 2)
     assert code == 2
     assert "models/of/mine: no such folder." in err
+
+
+@pytest.mark.parametrize(("gpus", "where"), [(0, "cpu"), (1, "cpu"), (2, "gpu")])
+def test_a_model_without_a_recipe_is_verified_on_gpus_where_ranks_have_one_each(
+    tmp_path, hsap, monkeypatch, gpus, where
+):
+    seen = []
+    monkeypatch.setattr("hsap_hf.train.launch.launch_ranks", lambda *words: seen.extend(words[2]) or 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert hsap("verify", tmp_path, "--nproc", 2)[0] == 0
+    recipe = load_recipe(Path(seen[0]), [word for word in seen[1:] if not word.startswith("--")])
+    assert recipe.training["use_cpu"] is (where == "cpu")
+    assert recipe.training.get("bf16", False) is (where == "gpu")
 
 
 def test_groups_of_one_have_nothing_to_verify(hsap, monkeypatch):

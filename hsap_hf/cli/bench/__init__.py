@@ -34,7 +34,9 @@ def attention(
     context_size: Annotated[
         list[int] | None, typer.Option("--context-size", "-c", help="Slots; several times. Without --nproc.")
     ] = None,
-    kernel: Annotated[str, typer.Option(help="Kernel, or auto.")] = "auto",
+    kernel: Annotated[
+        str, typer.Option(help="auto, flash_attn_4, flash_attn_3, flash_attn_2, torch_flash, sdpa or dense.")
+    ] = "auto",
     heads: Annotated[int, typer.Option(help="Query heads.")] = 32,
     kv_heads: Annotated[int, typer.Option(help="Key-value heads.")] = 8,
     head_dim: Annotated[int, typer.Option(help="Width of a head.")] = 128,

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from hsap_hf.cli.bench.job import SLOW_LINK, TOO_LARGE, ask
+from hsap_hf.cli.shapes import MODEL_NAMES
 from hsap_hf.errors import ConfigError
 from hsap_hf.planner.documents import checked_lengths
 from hsap_hf.planner.model import MODELS
@@ -39,7 +40,7 @@ RecipeAndOverrides = Annotated[
     list[str] | None, typer.Argument(metavar="[RECIPE.yaml] [section.key=value ...]", show_default=False)
 ]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="Random weights of a named shape instead of the recipe's model.")
+    str | None, typer.Option("--model", help=f"Random weights instead of the recipe's model: {MODEL_NAMES}.")
 ]
 Ranks = Annotated[int, typer.Option("--nproc", min=1, help="Ranks to start: one a GPU, or CPUs.")]
 Slow = Annotated[bool, typer.Option("--slow-link", help="Ranks without NVLink: NCCL_P2P_DISABLE=1.")]
@@ -65,7 +66,8 @@ def train(
 
     Every rank brings the same documents every time, and data parallelism runs on the same kernel: only who computes
     what differs. Losses must agree; 1 where they do not. Without a recipe: the quick start's, on CPUs; with --model on
-    GPUs, where there are any. FSDP2: training.fsdp=true.
+    GPUs, where there are any. FSDP2: training.fsdp=true. Plain Ulysses, which shares heads, is left out where the ranks
+    do not divide them.
     """
     from hsap_hf.cli.bench.request import read_splits
     from hsap_hf.cli.lengths import read_packs
@@ -149,8 +151,7 @@ def _model_overrides(name: str) -> list[str]:
 
     shape = next((model for model in MODELS if model.name == name), None)
     if shape is None:
-        names = ", ".join(model.name for model in MODELS)
-        raise ConfigError(f"--model {name}: not one of {names}. For your own write model.name_or_path=FOLDER.")
+        raise ConfigError(f"--model {name}: not one of {MODEL_NAMES}. For your own write model.name_or_path=FOLDER.")
     config = {
         "model_type": "qwen3" if name.startswith("qwen3") else "llama",
         "hidden_size": shape.hidden_size,
