@@ -17,8 +17,11 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("verify")(train.verify)
-_passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
-app.command("launch", context_settings=_passed_on, options_metavar="--config_file FILE SCRIPT ...")(train.launch)
+app.command(
+    "launch",
+    options_metavar="--config_file FILE SCRIPT ...",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(train.launch)
 app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")

@@ -21,8 +21,8 @@ class HsapDataCollator:
 
     An example holds `input_ids` and perhaps `labels`, `position_ids`, `attention_mask`, each a 1-D list, array or
     tensor. Without labels they are the input_ids. A document starts where `position_ids` stop counting up, or has the
-    lengths `seq_lengths` (as trl.pack_dataset writes them); without both an example is one document. Masked padding is
-    dropped.
+    lengths `seq_lengths` (as trl.pack_dataset writes them; Trainer drops this column before it comes here, unless
+    `remove_unused_columns=False`); without both an example is one document. Masked padding is dropped.
 
     Gives, for T tokens in n documents: `input_ids`, `labels`, `position_ids` int64[1, T] and `cu_seqlens` int32[n + 1].
     The first label of every document is -100: the last token of one document must not predict the next. T may be 0.

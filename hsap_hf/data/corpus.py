@@ -73,6 +73,7 @@ def load_documents(
     max_documents: int | None = None,
     max_tokens: int | None = None,
     max_document_tokens: int | None = None,
+    assistant_only_loss: bool = False,
     seed: int = 0,
 ) -> Corpus:
     """Tokenized documents, ready for PackedDataset, with their tokenizer.
@@ -81,6 +82,7 @@ def load_documents(
     tokenizer: name or path; None trains a byte-level BPE of `vocab_size` entries on the documents themselves.
     max_documents, max_tokens: take no more than this, chosen by `seed`; a document is taken whole or not at all.
     max_document_tokens: leave out longer documents, and count them.
+    assistant_only_loss: of conversations, only what the assistant says counts.
 
     Raises ConfigError where the source cannot be read as documents.
     """
@@ -101,7 +103,7 @@ def load_documents(
             if text_field not in rows.column_names:
                 raise ConfigError(no_text(source, text_field, rows.column_names))
             chosen = train_tokenizer(checked_texts((row[text_field] for row in rows), source, text_field), vocab_size)
-        documents = tokenize_rows(rows, chosen, text_field, source)
+        documents = tokenize_rows(rows, chosen, text_field, source, assistant_only_loss)
         lengths = [len(row) for row in documents["input_ids"]]
     kept = [i for i, length in enumerate(lengths) if max_document_tokens is None or length <= max_document_tokens]
     num_too_long += len(lengths) - len(kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hsap_hf.data.collator import IGNORED
 from hsap_hf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,15 +54,27 @@ def load_texts(source: str, *, split: str = "train", max_documents: int | None =
     return rows
 
 
-def tokenize_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase | None, text_field: str, source: str) -> Dataset:
-    """Rows with `input_ids`, and `labels` where they came with them.
+def tokenize_rows(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase | None,
+    text_field: str,
+    source: str,
+    assistant_only_loss: bool = False,
+) -> Dataset:
+    """Rows with `input_ids`, and `labels` where they came with them or only what the assistant says counts.
 
-    A row is tokenized already (`input_ids`), a conversation (`messages`, laid out by the tokenizer's chat template),
-    or a text (`text_field`).
+    A row is tokenized already (`input_ids`), a text (`text_field`), or a conversation (`messages`, laid out by the
+    tokenizer's chat template).
     """
-    if "input_ids" in rows.column_names:
+    if assistant_only_loss:
+        template = _template_with_answers(rows, tokenizer, source)
+
+        def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            return _conversations(batch["messages"], tokenizer, template)
+
+    elif "input_ids" in rows.column_names:
         return rows.select_columns([name for name in ("input_ids", "labels") if name in rows.column_names])
-    if text_field in rows.column_names:
+    elif text_field in rows.column_names:
 
         def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
             return {"input_ids": tokenize(checked_texts(batch[text_field], source, text_field), tokenizer)}
@@ -99,6 +113,37 @@ def tokenize(
             closing = [] if end is None or ids[-1:] == [end] else [end]
             documents.append(np.asarray(ids + closing, dtype=np.int32))
     return documents
+
+
+def _template_with_answers(rows: Dataset, tokenizer: PreTrainedTokenizerBase | None, source: str) -> str:
+    """The chat template, where it says which of its text the assistant speaks."""
+    if "messages" not in rows.column_names:
+        raise ConfigError(
+            f"data.assistant_only_loss: data.source {source!r} has the columns {', '.join(rows.column_names)}; needed "
+            f"are conversations (messages). Rows of input_ids can bring labels of their own, {IGNORED} for prompts."
+        )
+    template = getattr(tokenizer, "chat_template", None)
+    if not isinstance(template, str) or not re.search(r"{%-?\s*generation\s*-?%}", template):
+        raise ConfigError(
+            "data.assistant_only_loss: the tokenizer has no chat template that marks what the assistant says with "
+            "{% generation %} and {% endgeneration %}. Put them into its template, or bring input_ids and labels."
+        )
+    return template
+
+
+def _conversations(
+    messages: list[Any], tokenizer: PreTrainedTokenizerBase, template: str
+) -> dict[str, list[np.ndarray]]:
+    """Token ids of conversations, closed like texts, and labels that skip what the assistant does not say."""
+    laid_out = tokenizer.apply_chat_template(
+        messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+    )
+    documents, labels, end = [], [], tokenizer.eos_token_id
+    for ids, answers in zip(laid_out["input_ids"], laid_out["assistant_masks"], strict=True):
+        closing = [] if end is None or ids[-1:] == [end] else [end]
+        documents.append(np.asarray([*ids, *closing], dtype=np.int32))
+        labels.append(np.where([*answers, *(0 for _ in closing)], documents[-1], IGNORED))
+    return {"input_ids": documents, "labels": labels}
 
 
 def checked_texts(values: Iterable[Any], source: str, field: str) -> Iterator[str]:

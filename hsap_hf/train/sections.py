@@ -94,7 +94,12 @@ class DataSection(Section):
     """Split of the data set."""
 
     text_field: str = "text"
-    """Column that holds the text. `messages` and `input_ids` are found by themselves."""
+    """Column that holds the text. Columns `messages`, and `input_ids` with or without `labels`, are found by
+    themselves."""
+
+    assistant_only_loss: bool = False
+    """Of `messages`, only what the assistant says counts: the tokenizer's chat template must mark it with
+    `{% generation %}`. Otherwise every token counts, prompts too, but those whose label is -100."""
 
     tokenizer: str | None = None
     """Folder or hub name. None: that of `model.name_or_path`, or one trained on the documents."""
@@ -113,6 +118,12 @@ class DataSection(Section):
 
     seed: int = 0
     """Chooses the documents."""
+
+    @classmethod
+    def _meaning(cls, values: Mapping[str, Any]) -> Iterable[str]:
+        yield from super()._meaning(values)
+        if values["assistant_only_loss"] is True and values.get("source") == "stdlib":
+            yield "data.assistant_only_loss: source code holds no conversations. Leave it out, or name another source."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ _REFUSED = """
 ## Refused
 
 On every rank, in these words: by `enable_hsap` or, where accelerate is configured after it, by the first batch; the
-last one by `prepare_trainer`.
+last one by `prepare_trainer` (for `compute_metrics` it names `return_logits="brought"` as the other way out).
 
 | what | words |
 |---|---|
@@ -49,6 +49,10 @@ _NOTES = """
 * **torch_compile** compiles everything but the deal and attention, which change with every batch: one graph break
   before the model and one around each attention. Lengths differ between batches, so steps recompile until shapes are
   dynamic. The default backend (inductor) ran once by hand on two CPU ranks: losses within 4.8e-7.
+* **Not shared, with a warning.** With `label_smoothing_factor` or `compute_loss_func` Trainer takes the labels away
+  before the model sees them: every rank then computes its own batch, as without HSAP. `average_tokens_across_devices`
+  must stay True: numbers of tokens that differ in a group are refused in the first batch.
+* **Columns that Trainer drops** before a collator sees them: [scripts.md](scripts.md#columns-that-trainer-drops).
 * **A loss taken as a mean.** A forward without `num_items_in_batch` returns the mean over the supervised tokens of the
   *group*. Plain data parallelism takes the mean over each rank's tokens and averages those, which weighs a token of a
   short batch more. Trainer always passes `num_items_in_batch`, so there both are the same number.

@@ -115,6 +115,35 @@ def test_conversations_use_the_chat_template(tmp_path, tokenizer):
     assert tokenizer.decode(built.documents[0]["input_ids"]) == "<user>hi<|eos|>"
 
 
+ANSWERS = "{% for m in messages %}<{{ m['role'] }}>{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}"
+ANSWERS += "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+
+
+def test_of_conversations_only_what_the_assistant_says_may_count(tmp_path, tokenizer):
+    tokenizer.chat_template = ANSWERS
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    chats = [["user", "hi", "assistant", "naïve", "user", "more", "assistant", "x"], ["user", "nobody answers"]]
+    messages = [[{"role": r, "content": c} for r, c in zip(chat[::2], chat[1::2], strict=True)] for chat in chats]
+    source = write(tmp_path, "chat.jsonl", [{"messages": chat, "text": "unused"} for chat in messages])
+    built = corpus.load_documents(source, str(tmp_path / "tokenizer"), assistant_only_loss=True)
+    texts = [tokenizer.decode(row["input_ids"]) for row in built.documents]
+    assert texts == ["<user>hi<assistant>naïve<user>more<assistant>x<|eos|>", "<user>nobody answers<|eos|>"]
+    kept = [[label for label in row["labels"] if label != -100] for row in built.documents]
+    assert [tokenizer.decode(labels) for labels in kept] == ["naïvex", ""]
+    for row in built.documents:
+        assert all(label in (-100, token) for label, token in zip(row["labels"], row["input_ids"], strict=True))
+
+
+def test_answers_that_nothing_marks_are_refused(tmp_path, tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    chat = write(tmp_path, "chat.jsonl", [{"messages": [{"role": "user", "content": "hi"}]}])
+    text = write(tmp_path, "text.jsonl", [{"text": "hi"}])
+    for source, said in [(chat, "no chat template that marks what the assistant says"), (text, "has the columns text")]:
+        with pytest.raises(ConfigError, match=f"data.assistant_only_loss: .*{said}"):
+            corpus.load_documents(source, str(tmp_path / "tokenizer"), assistant_only_loss=True)
+
+
 def test_tokenized_rows_are_taken_as_they_are(tmp_path):
     rows = [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "id": "a"}, {"input_ids": [4], "labels": [4], "id": "b"}]
     built = corpus.load_documents(write(tmp_path, "a.jsonl", rows))

@@ -79,8 +79,8 @@ time to launch (`launch_ms`), the largest differences from the one GPU's result 
 (`differences`), what was received and, but for attention_2xh100_before, what the plan says; ring-flash-attention's
 bytes are not counted. "nccl" is NVLink, "nccl without peer-to-peer" is `--slow-link` (`NCCL_P2P_DISABLE=1`, 23 GB/s).
 Rows called `hsap apart` in attention_2xh200_power are of a form that the command no longer has
-([design-notes.md](../design-notes.md)); they are not shown. The other files of this folder belong to other parts of
-performance.md.
+([design-notes.md](../design-notes.md)); they are not shown. Of the other files of this folder, fsdp2_2xh100 belongs
+to [compatibility.md](../compatibility.md), the rest to other parts of performance.md.
 """
 _WAYS = ("hsap", "ulysses", "ring llama3", "ring zigzag", "whole pack beside copies", "whole pack beside own copies")
 _GONE = "hsap apart"
