@@ -35,6 +35,9 @@ from hsap_hf.hf.support import check_kernel, check_model_support
 from hsap_hf.planner import Plan
 
 _HANDLE = "hsap_handle"
+_RECOMPILE_LIMIT = 64
+"""Attention and the deal break graphs, and each break makes functions of its own, compiled once for fixed and once for
+changing lengths. At torch's limit of 8 layers silently run without being compiled."""
 _NO_LOGITS = (
     "outputs.logits is None while HSAP is enabled: logits belong to dealt tokens. Where a compute_loss reads them, set "
     "HsapPlugin(return_logits='brought')."
@@ -67,6 +70,7 @@ class HsapHandle:
             self._undo.append(after.remove)
             self._keep_generate(base)
             self._chain_excepthook()
+            self._raise_recompile_limit()
         setattr(base, _HANDLE, self)
         self._undo.append(partial(delattr, base, _HANDLE))
 
@@ -135,6 +139,14 @@ class HsapHandle:
             self._undo.append(partial(delattr, base, "generate"))
         else:
             self._undo.append(partial(setattr, base, "generate", self.earlier_generate))
+
+    def _raise_recompile_limit(self) -> None:
+        """For torch.compile; process-wide, like all its settings."""
+        settings = torch._dynamo.config
+        earlier = settings.recompile_limit
+        if earlier < _RECOMPILE_LIMIT:
+            settings.recompile_limit = _RECOMPILE_LIMIT
+            self.on_disable(partial(setattr, settings, "recompile_limit", earlier))
 
     def _chain_excepthook(self) -> None:
         """An error that ends this process is told to the others, also where no `with` block is around."""
