@@ -129,7 +129,7 @@ def backward(call: Call, saved: Saved, grad_TNH: Tensor) -> tuple[Tensor, Tensor
     lane.join()
     grad_q, grad_k, grad_v = local_grads
     for part, far_q in far_grads:
-        part.take(grad_q).add_(far_q)  # one rounding a row
+        part.take(grad_q).add_(far_q)  # one rounding a message and row
     for message in returning:
         message.wait()
     if not exchange.silent:

@@ -80,8 +80,8 @@ def explained(purpose: str, timeout_seconds: float) -> Iterator[None]:
         yield
     except HsapError:
         raise
-    except torch.OutOfMemoryError:
-        raise  # this rank's own
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # this rank's own; a fault of an earlier kernel shows up here, too
     except RuntimeError as error:
         if "imed out" in str(error) or "imeout" in str(error):
             raise CollectiveTimeoutError(

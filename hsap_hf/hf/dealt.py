@@ -69,27 +69,28 @@ class DealtBatch:
                     near_slots=self.mesh.near_slots,
                     ulysses_size=self.mesh.ulysses.size,
                 )
+            heads = share_heads(q_TNH.shape[1], k_TGH.shape[1], self.mesh.ulysses.size, device)
             self._calls[key] = Call(
                 tables=self.tables[scores.window],
                 context=self.mesh.context,
                 ulysses=self.mesh.ulysses,
                 rows=rank_rows(self.plan.tokens(slot), self.mesh.ulysses.size),
-                heads=share_heads(q_TNH.shape[1], k_TGH.shape[1], self.mesh.ulysses.size, device),
+                heads=heads,
                 kernel=kernel,
                 scores=scores,
-                keep_borrowed=self._keeps_borrowed(q_TNH.shape[1], k_TGH.shape[1]),
+                keep_borrowed=self._keeps_borrowed(q_TNH.shape[1], heads.num_kv_heads, scores.window),
             )
         return self._calls[key]
 
-    def _keeps_borrowed(self, heads: int, kv_heads: int) -> bool:
+    def _keeps_borrowed(self, heads: int, kv_heads: int, window: int | None) -> bool:
         """Whether borrowed keys and values stay until the backward; from what all ranks of the group know alike.
 
-        Beside them stay a slot's own queries and outputs (`heads`), keys and values (`kv_heads`).
+        Beside them stay a slot's own queries and outputs (`heads`), keys and values (`kv_heads`, replicas among them).
         """
         setting, plan = self.plugin.borrowed_keys, self.plan
         if setting != "auto":
             return setting == "keep"
-        return plan.most_fetched * kv_heads <= plan.tokens(0) * (heads + kv_heads) or self.recomputes()
+        return plan.most_fetched(window) * kv_heads <= plan.tokens(0) * (heads + kv_heads) or self.recomputes()
 
     def model_row(self) -> tuple[Tensor, Tensor, Tensor]:
         """input_ids, position_ids, shift_labels [1, max(T, 1)]; a rank without tokens gets one that never counts."""

@@ -121,7 +121,8 @@ def _by_stock(stock: str | None, module: torch.nn.Module, *args: Any, **kwargs: 
     """Attention as without HSAP, by a function that looks at the model's configuration, too."""
     if stock is None:
         raise UnsupportedModelError(
-            f"{type(module).__name__} was not given the dealt batch: its model keeps keyword arguments from attention."
+            f"{type(module).__name__} was not given the dealt batch: its model keeps keyword arguments from attention. "
+            f"(Or an earlier forward was interrupted: the next call of the whole model mends that.)"
         )
     if module.training and torch.is_grad_enabled():
         warnings.warn(_UNSHARED, stacklevel=2)

@@ -83,10 +83,15 @@ class Plan:
             return self.slots.cut(slot)
         return [piece for piece in self.slots[slot] if piece.doc in self.cut_documents]
 
-    @cached_property
-    def most_fetched(self) -> int:
-        """Rows that the slot which fetches most needs from others, under full causal attention."""
-        return max(exchanged(self.cut_documents.values(), self.context_size).fetched)
+    def most_fetched(self, window: int | None = None) -> int:
+        """Rows that the slot which fetches most needs from others; with a window, at most so many."""
+        if window is None:
+            return max(exchanged(self.cut_documents.values(), self.context_size).fetched)
+        fetched = [0] * self.context_size
+        for rows in self.cut_documents.values():
+            for start, _, slot in rows:
+                fetched[slot] += min(start, window - 1)
+        return max(fetched)
 
     def load(self, ranks_per_node: int | None = None) -> Load:
         """What every slot has, with so many consecutive slots in a node (None: all of them)."""

@@ -48,6 +48,7 @@ def forward(asked):
 
 
 def backward(asked):
+    assert asked["deterministic"] is torch.are_deterministic_algorithms_enabled()
     grads = asked["dq"], asked["dk"], asked["dv"]
     DenseKernel().backward(problem_of(asked), asked["dout"], asked["out"], asked["softmax_lse"], grads)
     return *grads, *(asked["q"].new_empty(0) for _ in range(5))
@@ -80,7 +81,8 @@ def operators():
     ("causal", "window", "softcap"), [(True, None, None), (False, None, None), (True, 3, None), (True, 3, 2.0)]
 )
 @pytest.mark.parametrize("given_room", [True, False])
-def test_flash_attn_3_is_asked_for_the_same_attention(causal, window, softcap, given_room):
+def test_flash_attn_3_is_asked_for_the_same_attention(causal, window, softcap, given_room, monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: given_room)
     table = segments((5, 9, 1), (5, 12, 7))
     q, k, v, grad = random(15, 4, 8), random(24, 2, 8), random(24, 2, 8), random(15, 4, 8)
     problem = Problem(q, k, v, table, causal, Scores(0.3, window, softcap))

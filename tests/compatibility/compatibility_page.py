@@ -56,6 +56,8 @@ _NOTES = """
   before the model sees them: every rank then computes its own batch, as without HSAP. `average_tokens_across_devices`
   must stay True: numbers of tokens that differ in a group are refused in the first batch.
 * **Columns that Trainer drops** before a collator sees them: [scripts.md](scripts.md#columns-that-trainer-drops).
+* **full_determinism** reaches the flash kernels' backward, too, where the sums of several blocks meet (tested on
+  stand-ins of flash-attn 2 and 3, not on GPUs).
 * **A loss taken as a mean.** A forward without `num_items_in_batch` returns the mean over the supervised tokens of the
   *group*. Plain data parallelism takes the mean over each rank's tokens and averages those, which weighs a token of a
   short batch more. Trainer always passes `num_items_in_batch`, so there both are the same number.

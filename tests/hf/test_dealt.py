@@ -14,23 +14,32 @@ from hsap_hf.hf.hooks import _recomputes
 from hsap_hf.planner import compile_plan
 
 
-def test_a_window_that_hides_nothing_is_none():
-    tokens = torch.zeros(8, 3, dtype=torch.int64)
-    batch = DealtBatch(
+def dealt(lengths, context_size):
+    return DealtBatch(
         mesh=lone_mesh(),
-        plan=compile_plan([5, 3], 1),
+        plan=compile_plan(lengths, context_size),
         deal=None,
         brought=None,
-        tokens=tokens,
+        tokens=torch.zeros(8, 3, dtype=torch.int64),
         num_supervised=0,
         plugin=HsapPlugin(),
         recomputes=lambda: False,
         tables={},
     )
-    rows = torch.zeros(8, 2, 4)
+
+
+def test_a_window_that_hides_nothing_is_none():
+    batch, rows = dealt([5, 3], 1), torch.zeros(8, 2, 4)
     windows = [batch.call(rows, rows, rows, Scores(1.0, window)).scores.window for window in (None, 5, 6, 4)]
     assert windows == [None, None, None, 4]
     assert set(batch.tables) == {None, 4}
+
+
+@pytest.mark.parametrize(("window", "kept"), [(None, False), (16, True)])
+def test_layers_keep_borrowed_keys_where_their_own_window_lets_them_borrow_few(window, kept):
+    """One document on eight slots: a slot fetches five times its own rows, or with the window 15 and 15."""
+    rows = torch.zeros(8, 2, 4)
+    assert dealt([1_310], 8).call(rows, rows, rows, Scores(1.0, window)).keep_borrowed is kept
 
 
 ENABLE = "activation_checkpointing_enable"  # older transformers call it gradient checkpointing

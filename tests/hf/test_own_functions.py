@@ -120,5 +120,7 @@ def test_a_forward_replaced_on_an_instance_is_said():
 
 
 def test_a_rank_without_memory_blames_no_other_rank():
+    with pytest.raises(torch.AcceleratorError, match="device-side assert"), explained("exchange", 1.0):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
     with pytest.raises(torch.OutOfMemoryError, match="mine"), explained("exchange", 1.0):
         raise torch.OutOfMemoryError("mine")

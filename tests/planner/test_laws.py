@@ -40,6 +40,10 @@ def test_counted_traffic_is_what_the_tables_list(lengths: list[int], context_siz
     for slot in range(context_size):
         assert fetched[slot] == sum(fetch.stop - fetch.start for fetch in fetches(plan, slot))
         assert sent[slot] == sum(send.stop - send.start for send in sends(plan, slot))
+    assert plan.most_fetched() == max(fetched)
+    for window in (1, 3, 1_000):
+        listed = [sum(fetch.stop - fetch.start for fetch in fetches(plan, s, window)) for s in range(context_size)]
+        assert plan.most_fetched(window) >= max(listed)
 
 
 @settings(max_examples=60, deadline=None)

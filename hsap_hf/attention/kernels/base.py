@@ -56,6 +56,12 @@ def placed(result: Tensor, into: Tensor | None) -> Tensor:
     return result if into is None else into.copy_(result)
 
 
+def must_repeat() -> bool:
+    """Whether torch was told to give the same bits every time (Trainer's full_determinism): a backward that several
+    blocks add to then takes its slower form, as torch's own flash kernel does by itself."""
+    return torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+
+
 class Kernel(ABC):
     """Varlen attention with its log-sum-exp: out [T, N, Hv], lse [N, T] (at least float32).
 

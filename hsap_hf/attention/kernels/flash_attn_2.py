@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import HALF, Into, Problem, grads_of, placed, window_sizes
+from hsap_hf.attention.kernels.base import HALF, Into, Problem, grads_of, must_repeat, placed, window_sizes
 from hsap_hf.attention.kernels.built import BuiltKernel
 
 
@@ -64,7 +64,7 @@ class FlashAttn2Kernel(BuiltKernel):
             problem.scores.scale,
             problem.causal,
             alibi_slopes=None,
-            deterministic=False,
+            deterministic=must_repeat(),
             **_limits(problem),
         )
         return grad_q, grad_k, grad_v

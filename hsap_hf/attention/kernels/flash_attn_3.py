@@ -5,7 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import HALF, Into, Problem, Scores, grads_of, placed, varlen_words, window_sizes
+from hsap_hf.attention.kernels.base import (
+    HALF,
+    Into,
+    Problem,
+    Scores,
+    grads_of,
+    must_repeat,
+    placed,
+    varlen_words,
+    window_sizes,
+)
 from hsap_hf.attention.kernels.built import BuiltKernel
 
 _HOPPER = 9
@@ -59,6 +69,7 @@ class FlashAttn3Kernel(BuiltKernel):
             dq=grad_q,
             dk=grad_k,
             dv=grad_v,
+            deterministic=must_repeat(),
             **_arguments(problem),
         )
         return grad_q, grad_k, grad_v

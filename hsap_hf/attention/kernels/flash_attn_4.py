@@ -8,7 +8,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from hsap_hf.attention.kernels.base import HALF, Into, Kernel, Problem, Scores, varlen_words, window_sizes
+from hsap_hf.attention.kernels.base import HALF, Into, Kernel, Problem, Scores, must_repeat, varlen_words, window_sizes
 
 _MLA = 192, 128
 _HOPPER, _BLACKWELL = 9, (10, 11)
@@ -78,6 +78,8 @@ class FlashAttn4Kernel(Kernel):
         arguments = _arguments(problem)
         arguments["softcap"] = problem.scores.softcap or 0.0
         arguments |= dict(zip(("dq", "dk", "dv"), into, strict=True))
+        if must_repeat():
+            arguments["deterministic"] = True
         with _ONE_AT_A_TIME:
             grad_q, grad_k, grad_v, *_ = _flash_attn_bwd(
                 problem.q, problem.k, problem.v, out, grad_out, lse.contiguous(), **arguments
