@@ -110,9 +110,13 @@ def tokenize(
             return_token_type_ids=False,
             verbose=False,  # no warning about lengths: packs take any
         )["input_ids"]:
-            closing = [] if end is None or ids[-1:] == [end] else [end]
-            documents.append(np.asarray(ids + closing, dtype=np.int32))
+            documents.append(_closed(ids, end))
     return documents
+
+
+def _closed(ids: list[int], end: int | None) -> np.ndarray:
+    """Token ids int32[tokens], the last of which is `end`, where there is such a token."""
+    return np.asarray(ids if end is None or ids[-1:] == [end] else [*ids, end], dtype=np.int32)
 
 
 def _template_with_answers(rows: Dataset, tokenizer: PreTrainedTokenizerBase | None, source: str) -> str:
@@ -138,11 +142,11 @@ def _conversations(
     laid_out = tokenizer.apply_chat_template(
         messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
     )
-    documents, labels, end = [], [], tokenizer.eos_token_id
-    for ids, answers in zip(laid_out["input_ids"], laid_out["assistant_masks"], strict=True):
-        closing = [] if end is None or ids[-1:] == [end] else [end]
-        documents.append(np.asarray([*ids, *closing], dtype=np.int32))
-        labels.append(np.where([*answers, *(0 for _ in closing)], documents[-1], IGNORED))
+    documents = [_closed(ids, tokenizer.eos_token_id) for ids in laid_out["input_ids"]]
+    labels = [np.full_like(document, IGNORED) for document in documents]
+    for document, own, answers in zip(documents, labels, laid_out["assistant_masks"], strict=True):
+        (said,) = np.nonzero(answers)
+        own[said] = document[said]
     return {"input_ids": documents, "labels": labels}
 
 
