@@ -5,6 +5,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from small import small_llama
+from transformers import Trainer, TrainingArguments
 
 from hsap_hf import HsapDataCollator
 from hsap_hf.errors import PackError
@@ -32,6 +34,16 @@ def test_types_and_shapes_are_those_the_model_needs():
         "position_ids": (torch.int64, (1, 3)),
         "cu_seqlens": (torch.int32, (2,)),
     }
+
+
+@pytest.mark.parametrize(("dropped", "edges"), [(True, [0, 5]), (False, [0, 2, 5])])
+def test_trainer_drops_lengths_that_the_model_does_not_name(tmp_path, dropped, edges):
+    """As docs/scripts.md warns."""
+    rows = [{"input_ids": [5, 6, 7, 8, 9], "seq_lengths": [2, 3]}]
+    arguments = TrainingArguments(tmp_path, use_cpu=True, remove_unused_columns=dropped, report_to=[])
+    trainer = Trainer(small_llama(), arguments, train_dataset=rows, data_collator=HsapDataCollator())
+    (batch,) = trainer.get_train_dataloader()
+    assert batch["cu_seqlens"].tolist() == edges
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, lambda v: np.array(v, np.int32)])
